@@ -1,0 +1,70 @@
+"""The few building blocks that the tower and the decoder share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+def linear(inputs: int, outputs: int, *, bias: bool, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer with weights drawn from N(0, 0.02^2), as the originals are initialised."""
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=bias,
+        dtype=dtype,
+        param_dtype=dtype,
+        kernel_init=nnx.initializers.normal(0.02),
+        rngs=rngs,
+    )
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation; the statistics in float32 (Zhang & Sennrich 2019, eq. 4)."""
+
+    def __init__(self, width: int, *, eps: float, dtype, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.ones((width,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        return wide.astype(x.dtype) * scale
+
+
+class GatedMLP(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020, eq. 6)."""
+
+    def __init__(self, width: int, hidden: int, *, bias: bool, dtype, rngs: nnx.Rngs):
+        self.gate = linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
+        self.up = linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
+        self.down = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+def stack(depth: int, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
+    """One module whose parameters carry a leading axis of `depth` layers, each drawn on its own."""
+    build = nnx.split_rngs(splits=depth)(nnx.vmap(make, in_axes=0, out_axes=0))
+    return build(rngs)
+
+
+def scan(layers: nnx.Module, body: Callable, carry, xs, *, remat: bool = False):
+    """Folds `carry` through stacked layers: `carry, y = body(layer, carry, x)`; ys are stacked.
+
+    One layer is traced and compiled whatever the depth. With `remat` a layer's activations are
+    recomputed in the backward pass instead of kept.
+    """
+    graph, params = nnx.split(layers)
+
+    def step(carry, inputs):
+        state, x = inputs
+        return body(nnx.merge(graph, state), carry, x)
+
+    return jax.lax.scan(jax.checkpoint(step) if remat else step, carry, (params, xs))

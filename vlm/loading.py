@@ -1,0 +1,122 @@
+"""`load` and `save`: a whole model with its processor, from and to a directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from vlm.config import NAMED, TINY, VLMConfig
+from vlm.model import Model
+from vlm.processor import Processor
+from vlm.weights import load_weights, random_weights, save_weights
+
+_BUNDLED = Path(__file__).parent / "tiny"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Data only: no pickle and no code ever leaves the hub for this machine.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
+
+
+class SourceError(ValueError):
+    """A model source that names nothing; the message says what would."""
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A model, what it was made from, and the processor that feeds it."""
+
+    model: Model
+    config: VLMConfig
+    processor: Processor
+    name: str
+    trained: bool = True
+    """False where the parameters are random, so that its words mean nothing."""
+
+
+def load(source: str | Path, *, dtype: str = "bfloat16", hf_compat: str | None = None) -> VLM:
+    """Loads a model and its processor.
+
+    Args:
+      source: a Hugging Face directory (safetensors), a hub id (`org/name`), `tiny` (the bundled
+        architecture), or a named size such as `qwen2.5-vl-7b`. The last two have random weights
+        and the bundled tokenizer.
+      dtype: of the parameters: `bfloat16`, `float32` or `float16`.
+      hf_compat: the rule set of positions and prompts (`vlm.positions.HF_COMPAT`).
+
+    Raises:
+      SourceError, ConfigError, WeightsError, ProcessorError: one line that says what is wrong.
+    """
+    if dtype not in ("bfloat16", "float32", "float16"):
+        raise SourceError(f"dtype is {dtype!r}; choices: 'bfloat16', 'float32', 'float16'")
+    choices = {} if hf_compat is None else {"hf_compat": hf_compat}
+    name = str(source)
+    if name == "tiny":
+        processor = Processor.from_pretrained(_BUNDLED, TINY, **choices)
+        return VLM(random_weights(TINY, dtype=jnp.dtype(dtype)), TINY, processor, name, False)
+    if name in NAMED:
+        config = with_tokens_of(NAMED[name], TINY)
+        processor = Processor.from_pretrained(_BUNDLED, config, **choices)
+        return VLM(random_weights(config, dtype=jnp.dtype(dtype)), config, processor, name, False)
+    directory = _directory(source)
+    config = VLMConfig.from_hf(_read_config(directory))
+    processor = Processor.from_pretrained(directory, config, **choices)
+    model = load_weights(directory, config, dtype=jnp.dtype(dtype))
+    return VLM(model, config, processor, name)
+
+
+def save(vlm: VLM, directory: str | Path) -> None:
+    """Writes config, safetensors and processor files that `load` and `transformers` read."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype = np.dtype(vlm.model.dtype).name
+    config = vlm.config.to_hf() | {"dtype": dtype, "torch_dtype": dtype}
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    vlm.processor.save(directory)
+    save_weights(vlm.model, directory)
+
+
+def with_tokens_of(config: VLMConfig, other: VLMConfig) -> VLMConfig:
+    """`config` with the special token ids of `other`, to serve it with the other's tokenizer."""
+    return dataclasses.replace(
+        config,
+        image_token=other.image_token,
+        video_token=other.video_token,
+        vision_start_token=other.vision_start_token,
+        vision_end_token=other.vision_end_token,
+    )
+
+
+def _directory(source: str | Path) -> Path:
+    directory = Path(source)
+    if directory.is_dir():
+        return directory
+    if not directory.exists() and _HUB_ID.fullmatch(str(source)):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        logging.getLogger(__name__).info("looking for %s on the hub", source)
+        try:
+            return Path(snapshot_download(str(source), allow_patterns=_HUB_FILES))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise SourceError(f"{source}: not a directory, and not on the hub: {reason}") from None
+    names = ", ".join(["tiny", *NAMED])
+    raise SourceError(
+        f"{source}: no such model; give a Hugging Face directory, a hub id or one of: {names}"
+    )
+
+
+def _read_config(directory: Path) -> dict:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise SourceError(f"{directory}: no config.json, so not a Hugging Face model directory")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SourceError(f"{path}: not JSON ({error})") from None

@@ -1,0 +1,77 @@
+"""From RGB frames to the rows that a vision tower reads: sizes, resizing, normalised patches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from .config import VisionConfig
+
+
+def smart_resize(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Returns the (height, width) nearest to the frame's that are multiples of `factor`, in limits.
+
+    Halves round to even; below `min_pixels` sides are rounded up, which may pass `max_pixels`.
+    Raises ValueError for a side ratio above 200. Source: `smart_resize` of Qwen2-VL.
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"a frame of {height} x {width} pixels has no picture in it")
+    if max(height, width) / min(height, width) > 200:
+        raise ValueError(f"aspect ratio of a {height} x {width} frame is above 200")
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if rows * columns > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif rows * columns < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    return rows, columns
+
+
+def resize(
+    frame: UInt8[np.ndarray, "height width channels"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "new_height new_width channels"]:
+    """Resizes to `size` (height, width): antialiased bicubic (a = -0.5), rounded to uint8."""
+    from PIL import Image
+
+    if frame.shape[:2] == tuple(size):
+        return frame
+    image = Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def patchify(
+    frames: UInt8[np.ndarray, "frames height width channels"],
+    vision: VisionConfig,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[Float32[np.ndarray, "P features"], tuple[int, int, int]]:
+    """Cuts resized frames into normalised patches; returns them with the grid (t, h, w).
+
+    Rows are ordered (t, h/merge, w/merge, merge, merge), features (channel, temporal, y, x). The
+    last frame is repeated to fill its temporal patch. Raises ValueError where a side is no multiple
+    of patch * merge.
+    """
+    count, height, width, channels = frames.shape
+    patch, span, merge = vision.patch, vision.temporal_patch, vision.merge
+    if height % vision.factor or width % vision.factor:
+        raise ValueError(f"frame sides {height} x {width} are no multiples of {vision.factor}")
+    if channels != vision.channels:
+        raise ValueError(f"frames have {channels} channels, the tower takes {vision.channels}")
+    if missing := -count % span:
+        frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+    t, h, w = len(frames) // span, height // patch, width // patch
+    cells = frames.reshape(t, span, h // merge, merge, patch, w // merge, merge, patch, channels)
+    rows = cells.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(t * h * w, channels, -1)
+    # The fused form of x/255 then (x - mean)/std, in float32 as the reference computes it.
+    shift = np.asarray(mean, np.float32)[:, None] * np.float32(255)
+    scale = np.asarray(std, np.float32)[:, None] * np.float32(255)
+    patches = (rows.astype(np.float32) - shift) / scale
+    return patches.reshape(len(rows), -1), (t, h, w)

@@ -1,0 +1,143 @@
+"""The Qwen2.5 decoder over rows that may share a prefix, with its key-value cache as a pytree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from vlm.attention import attend
+from vlm.config import TextConfig
+from vlm.layers import GatedMLP, RMSNorm, linear, scan, stack
+from vlm.rope import multimodal_angles, rotate, section_axes
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of S slots for N rows of B prompts, in every layer; slot order is causal.
+
+    A cache of N = 1 is a prefix: any number of rows may attend to it (see `Decoder`).
+    """
+
+    k: Float[Array, "layers B N S kv_heads head_dim"]
+    v: Float[Array, "layers B N S kv_heads head_dim"]
+    valid: Bool[Array, "B N S"]
+
+    @classmethod
+    def empty(cls, config: TextConfig, batch: int, rows: int, slots: int, dtype) -> Cache:
+        """A cache with no valid slot."""
+        shape = (config.layers, batch, rows, slots, config.kv_heads, config.head_dim)
+        zeros = jnp.zeros(shape, dtype)
+        return cls(zeros, zeros, jnp.zeros((batch, rows, slots), bool))
+
+    def append(self, other: Cache) -> Cache:
+        """This cache followed by the slots of another one."""
+        return Cache(
+            jnp.concatenate([self.k, other.k], axis=3),
+            jnp.concatenate([self.v, other.v], axis=3),
+            jnp.concatenate([self.valid, other.valid], axis=2),
+        )
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with biases on q, k and v."""
+
+    def __init__(self, config: TextConfig, *, dtype, rngs: nnx.Rngs):
+        heads, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.head_dim = config.head_dim
+        self.q = linear(config.hidden, heads, bias=True, **kwargs)
+        self.k = linear(config.hidden, kv, bias=True, **kwargs)
+        self.v = linear(config.hidden, kv, bias=True, **kwargs)
+        self.o = linear(heads, config.hidden, bias=False, **kwargs)
+
+    def __call__(self, x, angles, mask, slot, own, prefix):
+        """Returns the mixed values and the rows' own keys and values after this chunk."""
+        q, k, v = (
+            part(x).reshape(*x.shape[:3], -1, self.head_dim) for part in (self.q, self.k, self.v)
+        )
+        q, k = rotate(q, angles), rotate(k, angles)
+        if own is not None:
+            k = jax.lax.dynamic_update_slice_in_dim(own[0], k, slot, axis=2)
+            v = jax.lax.dynamic_update_slice_in_dim(own[1], v, slot, axis=2)
+        mixed = attend(q, k, v, mask, prefix)
+        return self.o(mixed.reshape(*x.shape[:3], -1)), (k, v)
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    def __init__(self, config: TextConfig, *, dtype, rngs: nnx.Rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.norm1 = RMSNorm(config.hidden, eps=config.norm_eps, **kwargs)
+        self.attention = Attention(config, **kwargs)
+        self.norm2 = RMSNorm(config.hidden, eps=config.norm_eps, **kwargs)
+        self.mlp = GatedMLP(config.hidden, config.mlp, bias=False, **kwargs)
+
+    def __call__(self, x, angles, mask, slot, own, prefix):
+        mixed, own = self.attention(self.norm1(x), angles, mask, slot, own, prefix)
+        x = x + mixed
+        return x + self.mlp(self.norm2(x)), own
+
+
+class Decoder(nnx.Module):
+    """A stack of decoder layers and the final norm."""
+
+    def __init__(self, config: TextConfig, *, dtype, rngs: nnx.Rngs):
+        self.config = config
+        self.layers = stack(
+            config.layers, lambda rngs: DecoderLayer(config, dtype=dtype, rngs=rngs), rngs
+        )
+        self.norm = RMSNorm(config.hidden, eps=config.norm_eps, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B N T D"],
+        positions: Int[Array, "3 B N T"],
+        valid: Bool[Array, "B N T"],
+        *,
+        prefix: Cache | None = None,
+        own: Cache | None = None,
+        slot: Int[Array, ""] | int = 0,
+        remat: bool = False,
+    ) -> tuple[Float[Array, "B N T D"], Cache]:
+        """Runs a chunk of T tokens of N rows a prompt.
+
+        Token t sees the valid slots of the prefix, the valid slots before it in its own cache, and
+        the valid tokens of the chunk up to itself.
+
+        Args:
+          x: embeddings.
+          positions: time, height and width position of each token.
+          valid: False at padding.
+          prefix: cache with N = 1, shared by the rows of a prompt; read, never copied.
+          own: the rows' cache so far, to be written at `slot`; None starts one of T slots.
+          slot: first slot of this chunk in `own`.
+          remat: recompute activations in the backward pass.
+
+        Returns:
+          Normed hidden states and the rows' own cache after the chunk.
+        """
+        length = x.shape[2]
+        if own is None:
+            seen, own_kv = valid, None
+        else:
+            seen = jax.lax.dynamic_update_slice_in_dim(own.valid, valid, slot, axis=2)
+            own_kv = (own.k, own.v)
+        causal = jnp.arange(seen.shape[2])[None, :] <= slot + jnp.arange(length)[:, None]
+        mask = seen[:, :, None, :] & causal[None, None]
+        axes = section_axes(self.config.rope_sections)
+        angles = multimodal_angles(positions, axes, self.config.rope_theta)
+        prefix_kv = None if prefix is None else (prefix.k[:, :, 0], prefix.v[:, :, 0])
+
+        def body(layer, x, caches):
+            own, shared = caches
+            shared = None if shared is None else (*shared, prefix.valid[:, 0])
+            return layer(x, angles, mask, slot, own, shared)
+
+        x, (k, v) = scan(self.layers, body, x, (own_kv, prefix_kv), remat=remat)
+        return self.norm(x), Cache(k, v, seen)

@@ -1,0 +1,255 @@
+"""Hugging Face checkpoints <-> parameters: one name table, read both ways, and a strict report."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from vlm.config import VLMConfig
+from vlm.model import Model
+
+SHARD_BYTES = 5 * 1000**3
+"""Largest safetensors file that `save_weights` writes, as the hub does."""
+
+
+class WeightsError(ValueError):
+    """A checkpoint that does not fit its configuration; the message lists every name concerned."""
+
+
+# (parameter path in `Model`, tensor name on the hub). `{}` is the layer number: the tensors of all
+# layers are stacked on our first axis. Dense kernels are [out, in] there and [in, out] here.
+_TABLE = [
+    ("vision.patch_embed.kernel", "visual.patch_embed.proj.weight"),
+    ("vision.blocks.norm1.scale", "visual.blocks.{}.norm1.weight"),
+    ("vision.blocks.qkv.kernel", "visual.blocks.{}.attn.qkv.weight"),
+    ("vision.blocks.qkv.bias", "visual.blocks.{}.attn.qkv.bias"),
+    ("vision.blocks.proj.kernel", "visual.blocks.{}.attn.proj.weight"),
+    ("vision.blocks.proj.bias", "visual.blocks.{}.attn.proj.bias"),
+    ("vision.blocks.norm2.scale", "visual.blocks.{}.norm2.weight"),
+    ("vision.blocks.mlp.gate.kernel", "visual.blocks.{}.mlp.gate_proj.weight"),
+    ("vision.blocks.mlp.gate.bias", "visual.blocks.{}.mlp.gate_proj.bias"),
+    ("vision.blocks.mlp.up.kernel", "visual.blocks.{}.mlp.up_proj.weight"),
+    ("vision.blocks.mlp.up.bias", "visual.blocks.{}.mlp.up_proj.bias"),
+    ("vision.blocks.mlp.down.kernel", "visual.blocks.{}.mlp.down_proj.weight"),
+    ("vision.blocks.mlp.down.bias", "visual.blocks.{}.mlp.down_proj.bias"),
+    ("vision.merger.norm.scale", "visual.merger.ln_q.weight"),
+    ("vision.merger.fc1.kernel", "visual.merger.mlp.0.weight"),
+    ("vision.merger.fc1.bias", "visual.merger.mlp.0.bias"),
+    ("vision.merger.fc2.kernel", "visual.merger.mlp.2.weight"),
+    ("vision.merger.fc2.bias", "visual.merger.mlp.2.bias"),
+    ("embed.embedding", "model.embed_tokens.weight"),
+    ("decoder.layers.norm1.scale", "model.layers.{}.input_layernorm.weight"),
+    ("decoder.layers.attention.q.kernel", "model.layers.{}.self_attn.q_proj.weight"),
+    ("decoder.layers.attention.q.bias", "model.layers.{}.self_attn.q_proj.bias"),
+    ("decoder.layers.attention.k.kernel", "model.layers.{}.self_attn.k_proj.weight"),
+    ("decoder.layers.attention.k.bias", "model.layers.{}.self_attn.k_proj.bias"),
+    ("decoder.layers.attention.v.kernel", "model.layers.{}.self_attn.v_proj.weight"),
+    ("decoder.layers.attention.v.bias", "model.layers.{}.self_attn.v_proj.bias"),
+    ("decoder.layers.attention.o.kernel", "model.layers.{}.self_attn.o_proj.weight"),
+    ("decoder.layers.norm2.scale", "model.layers.{}.post_attention_layernorm.weight"),
+    ("decoder.layers.mlp.gate.kernel", "model.layers.{}.mlp.gate_proj.weight"),
+    ("decoder.layers.mlp.up.kernel", "model.layers.{}.mlp.up_proj.weight"),
+    ("decoder.layers.mlp.down.kernel", "model.layers.{}.mlp.down_proj.weight"),
+    ("decoder.norm.scale", "model.norm.weight"),
+    ("head.kernel", "lm_head.weight"),
+]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One parameter: where it is in `Model`, its shape there, and its tensors on the hub."""
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    stacked: bool
+    conv: tuple[int, ...] | None
+
+    @property
+    def kernel(self) -> bool:
+        return self.path[-1] == "kernel"
+
+    @property
+    def hub_shape(self) -> tuple[int, ...]:
+        """Shape of each of its tensors on the hub."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        if self.kernel:
+            shape = shape[::-1]
+        return (shape[0], *self.conv) if self.conv else shape
+
+    def from_hub(self, tensor: np.ndarray) -> np.ndarray:
+        tensor = tensor.reshape(tensor.shape[0], -1) if self.conv else tensor
+        return tensor.T if self.kernel else tensor
+
+    def to_hub(self, array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray((array.T if self.kernel else array).reshape(self.hub_shape))
+
+
+def _entries(config: VLMConfig, dtype=jnp.bfloat16) -> tuple[nnx.GraphDef, dict, list[_Entry]]:
+    """The model's graph, its flat abstract state by path, and one entry a parameter."""
+    abstract = nnx.eval_shape(lambda: Model(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(abstract)
+    flat = dict(nnx.to_flat_state(state))
+    table = dict(_TABLE)
+    vision = config.vision
+    conv = (vision.channels, vision.temporal_patch, vision.patch, vision.patch)
+    entries = []
+    for path, leaf in flat.items():
+        ours, shape = ".".join(path), tuple(leaf.shape)
+        name = table[ours]
+        stacked = "{}" in name
+        names = tuple(name.format(i) for i in range(shape[0])) if stacked else (name,)
+        is_conv = ours == "vision.patch_embed.kernel"
+        entries.append(_Entry(path, shape, names, stacked, conv if is_conv else None))
+    return graph, flat, entries
+
+
+def hub_names(config: VLMConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a checkpoint of this configuration holds."""
+    return {name: e.hub_shape for e in _entries(config)[2] for name in e.names}
+
+
+def _published(name: str) -> str:
+    """The hub's spelling of a name; newer files say `model.visual`, `model.language_model`."""
+    name = re.sub(r"^model\.visual\.", "visual.", name)
+    return re.sub(r"^model\.language_model\.", "model.", name)
+
+
+class _Checkpoint:
+    """Tensors of a directory's safetensors files, by published name, read one at a time."""
+
+    def __init__(self, directory: Path):
+        files = sorted(directory.glob("*.safetensors"))
+        index = directory / "model.safetensors.index.json"
+        if index.exists():
+            listed = json.loads(index.read_text())["weight_map"].values()
+            files = sorted({directory / Path(name).name for name in listed})
+        if not files:
+            pickled = sorted(p.name for p in directory.glob("*.bin")) + sorted(
+                p.name for p in directory.glob("*.pt*")
+            )
+            raise WeightsError(
+                f"{directory}: {pickled[0]} is a pickle, which can run code when read, and is "
+                "refused; save the model as safetensors"
+                if pickled
+                else f"{directory}: no *.safetensors file"
+            )
+        missing = [path.name for path in files if not path.exists()]
+        if missing:
+            raise WeightsError(f"{directory}: the index names files that are missing: {missing}")
+        self._where: dict[str, tuple] = {}
+        for path in files:
+            try:
+                handle = safe_open(path, framework="np")
+            except (SafetensorError, OSError) as error:
+                raise WeightsError(f"{path}: not a readable safetensors file ({error})") from None
+            for name in handle.keys():  # noqa: SIM118 (a safetensors handle, not a mapping)
+                self._where[_published(name)] = (handle, name)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            published: tuple(handle.get_slice(name).get_shape())
+            for published, (handle, name) in self._where.items()
+        }
+
+    def __getitem__(self, published: str) -> np.ndarray:
+        handle, name = self._where[published]
+        return handle.get_tensor(name)
+
+
+def load_weights(directory: str | Path, config: VLMConfig, *, dtype=jnp.bfloat16) -> Model:
+    """Reads a Hugging Face directory (one or several safetensors files) into a `Model`.
+
+    Tensors of any floating dtype are cast to `dtype`. Nothing is unpickled and nothing is run.
+
+    Raises:
+      WeightsError: names that are missing, not used or of another shape, all of them listed.
+    """
+    directory = Path(directory)
+    checkpoint = _Checkpoint(directory)
+    graph, flat, entries = _entries(config, dtype)
+    _report(directory, {n: e.hub_shape for e in entries for n in e.names}, checkpoint, config)
+    for entry in entries:
+        array = np.empty(entry.shape, dtype)
+        for i, name in enumerate(entry.names):
+            array[i if entry.stacked else ...] = entry.from_hub(checkpoint[name])
+        flat[entry.path] = flat[entry.path].replace(jnp.asarray(array))
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def random_weights(config: VLMConfig, *, seed: int = 0, dtype=jnp.bfloat16) -> Model:
+    """A model of this configuration with freshly drawn parameters: normal(0, 0.02), norms one."""
+    return Model(config, dtype=dtype, rngs=nnx.Rngs(seed))
+
+
+def _report(directory: Path, wanted: dict, checkpoint: _Checkpoint, config: VLMConfig) -> None:
+    found = checkpoint.shapes()
+    if config.text.tied:
+        found.pop("lm_head.weight", None)  # a tied head may be stored as well; it is the embedding
+    lines = [f"missing: {name} {wanted[name]}" for name in wanted if name not in found]
+    lines += [f"unused: {name} {found[name]}" for name in found if name not in wanted]
+    lines += [
+        f"shape of {name}: {found[name]} in the file, {wanted[name]} by config.json"
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
+    if lines:
+        raise WeightsError(f"{directory} does not fit its config.json: " + "; ".join(lines))
+
+
+def _hub_tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
+    _, state = nnx.split(model)
+    flat = {path: leaf[...] for path, leaf in nnx.to_flat_state(state)}
+    for entry in _entries(model.config)[2]:
+        array = np.asarray(flat[entry.path])
+        for i, name in enumerate(entry.names):
+            yield name, entry.to_hub(array[i] if entry.stacked else array)
+
+
+def save_weights(model: Model, directory: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes safetensors under the hub's names, with an index where one file is not enough."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = total = 0
+    for name, tensor in _hub_tensors(model):
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    names = (
+        [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        if len(shards) > 1
+        else ["model.safetensors"]
+    )
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, directory / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        where = {
+            tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard
+        }
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def parameters(model: Model) -> dict[str, Array]:
+    """Every parameter by its dotted path."""
+    _, state = nnx.split(model)
+    return {".".join(path): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def count(model: Model) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -1,8 +1,8 @@
 """Qwen2.5-VL in Flax NNX: load it, run it, save it.
 
-    vlm = load("path/to/Qwen2.5-VL-7B-Instruct")
-    inputs = vlm.processor(["<|vision_start|><|video_pad|><|vision_end|>What happens?"], [[video]])
-    logits = forward(vlm.model, inputs)
+vlm = load("path/to/Qwen2.5-VL-7B-Instruct")
+inputs = vlm.processor(["<|vision_start|><|video_pad|><|vision_end|>What happens?"], [[video]])
+logits = forward(vlm.model, inputs)
 """
 
 from vlm.config import VLMConfig

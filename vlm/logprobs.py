@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vlm.model import Model, logits
+from vlm.model import Model, Tokens, logits, run
+from vlm.text import Cache
 
 
 def token_logprobs(
@@ -16,7 +17,7 @@ def token_logprobs(
     *,
     chunk: int = 1024,
 ) -> Float[Array, "*rows"]:
-    """log p(target | hidden) in nats, float32, with head and log-softmax over `chunk` rows at a time.
+    """log p(target | hidden) in nats, float32; head and log-softmax on `chunk` rows at a time.
 
     log p = z_target - logsumexp(z). Chunks are recomputed in the backward pass, so that peak memory
     is [chunk, V] there as well.
@@ -36,3 +37,17 @@ def token_logprobs(
 
     parts = (hidden.reshape(-1, chunk, width), targets.reshape(-1, chunk))
     return jax.lax.map(one, parts).reshape(-1)[:rows].reshape(shape)
+
+
+def continuation_logprobs(
+    model: Model, prefix: Cache, hidden: Float[Array, "B D"], rows: Tokens, *, chunk: int = 1024
+) -> Float[Array, "B N L"]:
+    """log p(token | prefix, the row's tokens before it) of N continuations of each prefix, nats.
+
+    The prefix is shared by its N rows and never copied. `hidden` is the state of its last token,
+    which predicts the first token of every row. Values at padding carry no meaning.
+    """
+    states, _ = run(model, rows, prefix=prefix)
+    first = jnp.broadcast_to(hidden[:, None, None], (*states.shape[:2], 1, states.shape[-1]))
+    states = jnp.concatenate([first, states[:, :, :-1]], axis=2)
+    return token_logprobs(model, states, jnp.asarray(rows.ids), chunk=chunk)

@@ -94,6 +94,15 @@ def logits(model: Model, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows
     return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
 
 
+def last(
+    hidden: Float[Array, "B N T D"], valid: Bool[np.ndarray | Array, "B N T"]
+) -> Float[Array, "B N D"]:
+    """The hidden state of each row's last valid token."""
+    places = jnp.arange(valid.shape[-1])[None, None]
+    end = jnp.max(jnp.where(valid, places, 0), axis=-1)
+    return jnp.take_along_axis(hidden, end[..., None, None], axis=2)[:, :, 0]
+
+
 def forward(
     model: Model, inputs: Inputs, *, hf_compat: str = HF_COMPAT[0]
 ) -> Float[Array, "B T V"]:

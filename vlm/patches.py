@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from .config import VisionConfig
+from vlm.config import VisionConfig
 
 
 def smart_resize(
@@ -38,12 +38,18 @@ def smart_resize(
 def resize(
     frame: UInt8[np.ndarray, "height width channels"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "new_height new_width channels"]:
-    """Resizes to `size` (height, width): antialiased bicubic (a = -0.5), rounded to uint8."""
+    """Resizes to `size` (height, width): antialiased bicubic (a = -0.5) in uint8.
+
+    Within 1 of what torchvision, and so `transformers`, makes of a uint8 frame (2 in one value of
+    some 100,000). Rounding and clamping after the first axis are part of that rule.
+    """
     from PIL import Image
 
     if frame.shape[:2] == tuple(size):
         return frame
-    image = Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    # Columns first, then rows, as torchvision; in one call Pillow 13 may choose the other order.
+    image, bicubic = Image.fromarray(frame), Image.Resampling.BICUBIC
+    image = image.resize((size[1], image.height), bicubic).resize((size[1], size[0]), bicubic)
     return np.asarray(image)
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, Real, UInt8
+from jaxtyping import Bool, Float, Float32, Real, UInt8
 
 from vlm.config import VisionConfig, VLMConfig
 from vlm.inputs import Inputs
-from .patches import patchify, resize, smart_resize
+from vlm.patches import patchify, resize, smart_resize
 from vlm.positions import HF_COMPAT, check_hf_compat
-from .tokenizer import ChatTokenizer, Message, ProcessorError, escape, read_json, write_json
+from vlm.tokenizer import ChatTokenizer, Message, ProcessorError, escape, read_json, write_json
 
 __all__ = [
     "Message",
@@ -137,34 +137,47 @@ class Processor:
         frames: UInt8[np.ndarray, "frames height width channels"],
         seconds: Sequence[float | int] | Real[np.ndarray, " times"],
     ) -> Visual:
-        """Turns RGB frames (uint8) and their true times in seconds into a Visual.
+        """Turns RGB frames (uint8) and their true times in seconds into a Visual; see `placed`.
 
-        Frames are paired in order, `temporal_patch` to a grid, the last one repeated where one is
-        missing; a grid's time is that of its first frame. Frames at an even rate give
-        second_per_grid = temporal_patch / rate. Raises ValueError for no frames, for a number of
-        times other than that of frames, and for times that fall.
+        Raises ValueError for no frames, for a number of times other than that of frames, and for
+        times that fall.
         """
         times = np.asarray(seconds, np.float64)
         if len(frames) == 0:
             raise ValueError("a video needs at least one frame")
         if times.shape != (len(frames),):
             raise ValueError(f"{len(frames)} frames, but {times.size} times")
-        if not np.isfinite(times).all() or (np.diff(times) < 0).any():
+        patches, grid = self._patches(frames, "video")
+        return dataclasses.replace(self.placed(grid[1:], times, "video"), patches=patches)
+
+    def placed(
+        self, grid: tuple[int, int], seconds: Float[np.ndarray, " times"], kind: str
+    ) -> Visual:
+        """A Visual without patches: frames of `grid` (h, w) in patches, at their true times.
+
+        For prompts whose frames are encoded elsewhere. Frames are paired in order, `temporal_patch`
+        to a temporal grid, the last one repeated where one is missing; a grid's time is that of its
+        first frame. Frames at an even rate give second_per_grid = temporal_patch / rate. Raises
+        ValueError for times that fall.
+        """
+        nothing = np.zeros((0, self.config.vision.patch_features), np.float32)
+        if kind == "image":
+            return Visual(nothing, (1, *grid), (0.0,), "image")
+        if not np.isfinite(seconds).all() or (np.diff(seconds) < 0).any():
             raise ValueError("times of frames must be finite and may not fall")
         span = self.config.vision.temporal_patch
-        grids = times[::span]
+        grids = seconds[::span]
         if len(grids) > 1:
             step = (grids[-1] - grids[0]) / (len(grids) - 1)
-        elif len(times) > 1:
-            step = span * (times[-1] - times[0]) / (len(times) - 1)
+        elif len(seconds) > 1:
+            step = span * (seconds[-1] - seconds[0]) / (len(seconds) - 1)
         else:
             step = 1.0
         off = np.abs(grids - grids[0] - step * np.arange(len(grids)))
         even = bool(off.max() <= _EVEN_SECONDS)
-        patches, grid = self._patches(frames, "video")
         return Visual(
-            patches,
-            grid,
+            nothing,
+            (len(grids), *grid),
             tuple(grids.tolist()),
             "video",
             # 9 decimals: the noise of a difference of times must not turn 1.0 into 0.999...9.
@@ -204,6 +217,25 @@ class Processor:
             raise ValueError(f"the prompt shows {_listed(shown)}; given were {_listed(given)}")
         return ids
 
+    def plain(self, text: str) -> list[int]:
+        """Turns text that nobody vouches for into token ids, none of them special."""
+        return self.tokenize(escape(text))
+
+    def single_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The ids of those `texts` that are one token each; ValueError where none is."""
+        ids = [self.plain(text) for text in texts]
+        single = list(dict.fromkeys(found[0] for found in ids if len(found) == 1))
+        if not single:
+            raise ValueError(f"none of {', '.join(map(repr, texts))} is one token here")
+        return single
+
+    def speakable(self) -> Bool[np.ndarray, " V"]:
+        """Which tokens a model may say: those that have a text, and the ends of a turn."""
+        allowed = np.arange(self.config.text.vocab) < self._tokenizer.size
+        allowed[list(self._tokenizer.special.values())] = False
+        allowed[list(self.stop_tokens)] = True
+        return allowed
+
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
         """Turns token ids into text; special tokens are left out unless asked for."""
         return self._tokenizer.decode(ids, skip_special_tokens)
@@ -242,7 +274,7 @@ class Processor:
             start = ids.shape[1] - len(row) if padding_side == "left" else 0
             ids[index, start : start + len(row)] = row
             mask[index, start : start + len(row)] = True
-        return Inputs(ids, mask, **_visual_arrays([v for own in visuals for v in own]))
+        return Inputs(ids, mask, **visual_fields([v for own in visuals for v in own]))
 
     def _patches(self, frames: np.ndarray, kind: Literal["image", "video"]):
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
@@ -252,8 +284,8 @@ class Processor:
         return patchify(resized, self.config.vision, self.settings.mean, self.settings.std)
 
 
-def _visual_arrays(visuals: Sequence[Visual]) -> dict[str, Any]:
-    """The visual fields of Inputs; images and videos apart, each in order."""
+def visual_fields(visuals: Sequence[Visual]) -> dict[str, Any]:
+    """The visual fields of `Inputs`; images and videos apart, each in order."""
     images = [visual for visual in visuals if visual.kind == "image"]
     videos = [visual for visual in visuals if visual.kind == "video"]
     arrays: dict[str, Any] = {}

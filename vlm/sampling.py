@@ -17,12 +17,13 @@ from vlm.text import Cache
 class Sampling:
     """How tokens are drawn. Traced values, so that changing one does not compile again.
 
-    temperature 0 is greedy; top_p 1 and top_k 0 keep the whole vocabulary.
+    temperature 0 is greedy; top_p 1 and top_k 0 keep the whole vocabulary. Each is one number, or
+    one a row, [B, N].
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    temperature: float | Float[Array, "*rows"] = 1.0
+    top_p: float | Float[Array, "*rows"] = 1.0
+    top_k: int | Int[Array, "*rows"] = 0
 
 
 @jax.tree_util.register_dataclass
@@ -44,22 +45,26 @@ def choose(
     The nucleus is the shortest list of most likely tokens whose mass reaches top_p (Holtzman et al.
     2020). A row's draw depends on its own logits and seed and on `step`, on nothing else.
     """
+    temperature, top_p, top_k = (
+        jnp.broadcast_to(value, seeds.shape)[..., None]
+        for value in (sampling.temperature, sampling.top_p, sampling.top_k)
+    )
     order = jnp.argsort(z, axis=-1, descending=True, stable=True)
     ranked = jnp.take_along_axis(z, order, axis=-1)
-    scaled = ranked / jnp.maximum(sampling.temperature, 1e-6)
+    scaled = ranked / jnp.maximum(temperature, 1e-6)
     rank = jnp.arange(z.shape[-1]).reshape((1,) * (z.ndim - 1) + (-1,))
-    limit = jnp.where(sampling.top_k > 0, sampling.top_k, z.shape[-1])
+    limit = jnp.where(top_k > 0, top_k, z.shape[-1])
     scaled = jnp.where(rank < limit, scaled, -jnp.inf)
     mass = jax.nn.softmax(scaled, axis=-1)
     before = jnp.cumsum(mass, axis=-1) - mass
-    scaled = jnp.where((before < sampling.top_p) | (rank == 0), scaled, -jnp.inf)
+    scaled = jnp.where((before < top_p) | (rank == 0), scaled, -jnp.inf)
 
     def draw(seed, row):
         return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), step), row)
 
     drawn = jax.vmap(draw)(seeds.reshape(-1), scaled.reshape(-1, z.shape[-1])).reshape(seeds.shape)
-    picked = jnp.where(sampling.temperature > 0, drawn, 0)
-    return jnp.take_along_axis(order, picked[..., None], axis=-1)[..., 0]
+    picked = jnp.where(temperature > 0, drawn[..., None], 0)
+    return jnp.take_along_axis(order, picked, axis=-1)[..., 0]
 
 
 def generate(

@@ -91,6 +91,11 @@ class ChatTokenizer:
         stops = [self.special.get(name) for name in (named[1], "<|im_end|>", "<|endoftext|>")]
         self.stops: tuple[int, ...] = tuple(dict.fromkeys(i for i in stops if i is not None))
 
+    @property
+    def size(self) -> int:
+        """Number of token ids that have a text."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> ChatTokenizer:
         """Reads a directory with `tokenizer.json`, or `vocab.json` and `merges.txt` as Qwen2's.

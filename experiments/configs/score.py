@@ -1,0 +1,22 @@
+"""Scoring: every switch of SPIKE at its recommended value, and those of the run."""
+
+from ml_collections import ConfigDict
+
+from surprise.settings import Settings
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The configuration of `saccade score`; `:tiny` looks at few frames, for a quick try."""
+    config = ConfigDict({**Settings().to_dict()})
+    config.dtype = "auto"  # float32 on a CPU, bfloat16 elsewhere
+    config.hf_compat = ""  # rule set of positions and prompts; "" is the newest
+    config.timeout = 60.0  # seconds that a decoder may be silent before it is killed
+    config.roots = ()  # folders, besides its own, that a manifest may name videos in
+    config.pictures = True  # a PNG per video
+    config.report = True  # report.html over all videos
+    if arg == "tiny":
+        config.schedule, config.steps = "fixed", 6
+        config.budget, config.hypothesis_tokens, config.caption_tokens = 8, 12, 12
+    elif arg:
+        raise ValueError(f"score.py has no mode {arg!r}; the one there is: tiny")
+    return config

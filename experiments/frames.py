@@ -8,31 +8,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from absl import flags
-
-from experiments import arguments
-from experiments.arguments import UsageError
+from experiments.arguments import Parser, UsageError
 from surprise import Settings, SettingsError, Trace, TraceError, export, select
 from surprise.frames import FORMATS, METHODS
 
-SYNOPSIS = "TRACE.jsonl --budget=64 [--method=...] [--format=indices|seconds|bolt|aks] [--seed=0]"
+USAGE = "TRACE.jsonl --budget=64 [--method=...] [--format=indices|seconds|bolt|aks] [--seed=0]"
 
 
 def main(argv: Sequence[str]) -> int:
-    values, defaults = flags.FlagValues(), Settings()
-    flags.DEFINE_integer("budget", defaults.budget, "frames a video", flag_values=values)
-    flags.DEFINE_enum("method", defaults.method, METHODS, "how to choose", flag_values=values)
-    flags.DEFINE_enum("format", "indices", FORMATS, "what to write", flag_values=values)
-    flags.DEFINE_integer("seed", defaults.seed, "of the draws", flag_values=values)
-    flags.DEFINE_float("tau", defaults.frames_tau, "temperature of scores", flag_values=values)
-    flags.DEFINE_bool("refill", defaults.refill, "draw until distinct", flag_values=values)
-    flags.DEFINE_enum(
-        "segments", defaults.segments, ("ends_at", "equal"), "time of a score", flag_values=values
-    )
-    flags.DEFINE_string("out", "", "file to write; default: standard output", flag_values=values)
-    paths = arguments.parse("frames", SYNOPSIS, argv, values)
-    if len(paths) != 1:
-        raise UsageError(f"expected one trace.jsonl, got {len(paths)} arguments")
+    defaults = Settings()
+    parser = Parser("frames", USAGE, "Writes the chosen frames of every video as one JSON object.")
+    parser.add_argument("trace")
+    parser.add_argument("--budget", type=int, default=defaults.budget, help="frames a video")
+    parser.add_argument("--method", choices=METHODS, default=defaults.method, help="how to choose")
+    parser.add_argument("--format", choices=FORMATS, default="indices", help="what to write")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the draws")
+    parser.add_argument("--tau", type=float, default=defaults.frames_tau, help="of the softmax")
+    parser.add_argument("--segments", choices=("ends_at", "equal"), default=defaults.segments)
+    parser.add_argument("--refill", action="store_true", help="until the budget is met")
+    parser.add_argument("--out", default="-", help="file to write, - for standard output")
+    values = parser.parse(argv)
     try:
         settings = replace(
             defaults,
@@ -43,12 +38,12 @@ def main(argv: Sequence[str]) -> int:
             refill=values.refill,
             segments=values.segments,
         )
-        chosen = {trace.id: select(trace, settings) for trace in _read(paths[0])}
+        chosen = {trace.id: select(trace, settings) for trace in _read(values.trace)}
         text = json.dumps(export(chosen, format=values.format)) + "\n"
-        if values.out:
-            Path(values.out).write_text(text)
-        else:
+        if values.out == "-":
             sys.stdout.write(text)
+        else:
+            Path(values.out).write_text(text)
     except (SettingsError, ValueError) as error:
         raise UsageError(str(error)) from None
     except OSError as error:

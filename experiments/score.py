@@ -14,12 +14,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
-
 from data.video import Decoder, VideoError, VideoInfo
-from experiments import arguments, sources
-from experiments.arguments import UsageError
-from surprise import Episode, Settings, SettingsError, Trace, advance, begin, episode_frames, select
+from experiments import sources
+from experiments.arguments import Parser, UsageError, plain
+from surprise import (
+    Episode,
+    Settings,
+    SettingsError,
+    TooShortError,
+    Trace,
+    advance,
+    begin,
+    episode_frames,
+    select,
+)
 from surprise.schedule import observation, window
 
 if TYPE_CHECKING:
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SYNOPSIS = "VIDEO|GLOB|DIR|MANIFEST.jsonl ... [--model=tiny|DIR|HF_ID] [--out=DIR] [--config=FILE]"
+USAGE = "VIDEO|GLOB|DIR|MANIFEST.jsonl ... [--model=tiny|DIR|HF_ID] [--out=DIR] [--config=FILE]"
 UNTRAINED = (
     "The model has random weights: its words mean nothing, and so does its surprise. "
     "What this run shows is the path from a video file to a trace."
@@ -36,12 +44,13 @@ _PACKAGES = ("saccade", "jax", "flax", "numpy", "decord", "av")
 
 
 def main(argv: Sequence[str]) -> int:
-    values = flags.FlagValues()
-    flags.DEFINE_string("model", "tiny", "directory, hub id or `tiny`", flag_values=values)
-    flags.DEFINE_string("out", "runs/score", "folder of the results", flag_values=values)
-    arguments.define_config(values, "score.py", argv)
-    names = arguments.parse("score", SYNOPSIS, argv, values)
-    return run(names, model=values.model, out=values.out, config=arguments.plain(values.config))
+    parser = Parser("score", USAGE, "Writes trace.jsonl, pictures and report.html to --out.")
+    parser.add_argument("videos", nargs="*")
+    parser.add_argument("--model", default="tiny", help="directory, hub id or `tiny`")
+    parser.add_argument("--out", default="runs/score", help="folder of the results")
+    parser.add_config("score.py")
+    found = parser.parse(argv)
+    return run(found.videos, model=found.model, out=found.out, config=plain(found.config))
 
 
 def run(names: Sequence[str], *, model: str, out: str, config: dict[str, Any]) -> int:
@@ -74,6 +83,8 @@ def run(names: Sequence[str], *, model: str, out: str, config: dict[str, Any]) -
                         folder.picture(trace, decoder)
                 except VideoError as error:
                     folder.fail(video, error.stage, error.reason)
+                except TooShortError as error:
+                    folder.fail(video, "frames", str(error))
                 except (ValueError, RuntimeError, MemoryError) as error:
                     log.debug("%s", video.path, exc_info=True)
                     folder.fail(video, "score", str(error) or type(error).__name__)
@@ -161,6 +172,7 @@ def _load(model: str, options: Options):
 
 def _trace(video, info: VideoInfo, steps, options: Options, model: str, viewer, size) -> Trace:
     run = {
+        "trained": viewer.trained,
         "dtype": viewer.dtype,
         "hf_compat": viewer.hf_compat,
         "frame_size": list(size),

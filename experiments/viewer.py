@@ -80,17 +80,11 @@ class Viewer:
 
     def __init__(self, vlm: VLM):
         self._vlm, self._processor = vlm, vlm.processor
-        graph, self._params = nnx.split(vlm.model)
-        self._encode = jax.jit(functools.partial(_encode, graph))
-        self._extend = jax.jit(functools.partial(_extend, graph))
-        self._nll = jax.jit(functools.partial(_nll, graph))
-        self._next = jax.jit(functools.partial(_next_logits, graph))
-        self._generate = jax.jit(
-            functools.partial(_generate, graph), static_argnames=("max_tokens", "stop_tokens")
-        )
+        self._model = nnx.split(vlm.model)  # structure, arrays
         self._allowed = jnp.asarray(vlm.processor.speakable())
         self._clips: dict[str, _Clip] = {}
         self.dtype = np.dtype(vlm.model.dtype).name
+        self.trained = vlm.trained
         self.hf_compat = vlm.processor.settings.hf_compat
         self.frame_size = vlm.processor.frame_size
 
@@ -123,7 +117,7 @@ class Viewer:
                 patches, np.array([thw]), vision, windows=windows, frames=ENCODE_FRAMES
             )
             base = sum(len(chunk) for chunk in chunks)
-            chunks.append(self._encode(self._params, laid))
+            chunks.append(_encode(*self._model, laid))
             rows |= dict(zip(part, base + index.reshape(-1, cells), strict=True))
         chunks += [jnp.zeros_like(chunks[0])] * (bucket(len(chunks), least=1) - len(chunks))
         self._clips[video] = _Clip(grid, np.asarray(seconds), jnp.concatenate(chunks), rows)
@@ -164,7 +158,7 @@ class Viewer:
         ]
         ids = [[self._processor.plain(text) for text in row] for row in answers]
         tokens = _text_rows(ids, [self._text_start(row) for row in asked])
-        sums = self._nll(self._params, state.cache, self._chunk(state.prompts, asked), tokens)
+        sums = _nll(*self._model, state.cache, self._chunk(state.prompts, asked), tokens)
         return np.asarray(sums, np.float64), np.array([[len(text) for text in row] for row in ids])
 
     def p_yes(
@@ -179,7 +173,7 @@ class Viewer:
             for context, row in zip(state.contexts, questions, strict=True)
         ]
         tokens = _text_rows(ids, [self._text_start(row) for row in state.prompts])
-        z = np.asarray(self._next(self._params, state.cache, tokens), np.float64)
+        z = np.asarray(_next_logits(*self._model, state.cache, tokens), np.float64)
         yes_mass, no_mass = (
             np.logaddexp.reduce(z[..., self._processor.single_tokens(texts)], axis=-1)
             for texts in (yes, no)
@@ -275,8 +269,8 @@ class Viewer:
         offsets = np.cumsum([0] + [len(bank) for bank in banks[:-1]])
         features = banks[0] if len(banks) == 1 else jnp.concatenate(banks)
         before = [_EMPTY] * len(prompts) if state is None else state.prompts
-        cache, _ = self._extend(
-            self._params,
+        cache, _ = _extend(
+            *self._model,
             None if state is None else state.cache,
             self._chunk(before, prompts, offsets),
             features,
@@ -288,15 +282,13 @@ class Viewer:
     ) -> list[list[Generation]]:
         before = [_EMPTY] * len(asked) if state is None else state.prompts
         stop = self._processor.stop_tokens
-        out = self._generate(
-            self._params,
+        out = _generate(
+            *self._model,
             None if state is None else state.cache,
             self._chunk(before, asked),
             jnp.array([self._positions(row)[1] for row in asked], jnp.int32),
             jnp.asarray(how.seeds),
-            sampling.Sampling(
-                jnp.asarray(how.temperature), jnp.asarray(how.top_p), jnp.int32(how.top_k)
-            ),
+            sampling.Sampling(jnp.asarray(how.temperature), jnp.asarray(how.top_p), how.top_k),
             self._allowed,
             max_tokens=how.max_tokens,
             stop_tokens=stop,
@@ -329,13 +321,15 @@ def _text_rows(ids: Sequence[Sequence[Sequence[int]]], starts: Sequence[int]) ->
     return Tokens(padded, np.broadcast_to(positions, (3, *shape)), valid)
 
 
-# The pure steps. `graph` is the model's structure, `params` its arrays.
+# The jitted steps. `graph` is the model's structure, `params` its arrays.
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _encode(graph, params, frames):
     return encode(nnx.merge(graph, params), frames)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _extend(graph, params, prefix, tokens, features):
     """The prefix with a chunk behind it, and the hidden state of the chunk's last token, [B, D]."""
     hidden, own = run(nnx.merge(graph, params), tokens, features, prefix=prefix)
@@ -343,6 +337,7 @@ def _extend(graph, params, prefix, tokens, features):
     return cache, last(hidden, tokens.valid)[:, 0]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _nll(graph, params, prefix, question, answers):
     """Summed negative log-likelihood of each answer to the question, [B, N]."""
     prefix, hidden = _extend(graph, params, prefix, question, None)
@@ -350,6 +345,7 @@ def _nll(graph, params, prefix, question, answers):
     return -jnp.sum(jnp.where(answers.valid, logprobs, 0.0), axis=-1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _next_logits(graph, params, prefix, questions):
     """Logits of the first token of the answer to each of N questions, [B, N, V]."""
     model = nnx.merge(graph, params)
@@ -357,6 +353,7 @@ def _next_logits(graph, params, prefix, questions):
     return logits(model, last(hidden, questions.valid))
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("max_tokens", "stop_tokens"))
 def _generate(
     graph, params, prefix, question, start, seeds, how, allowed, *, max_tokens, stop_tokens
 ):

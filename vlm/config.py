@@ -88,53 +88,56 @@ class VLMConfig:
         family = config.get("model_type")
         if family != "qwen2_5_vl":
             raise ConfigError(f"model_type is {family!r}; supported: 'qwen2_5_vl'")
-        text = {**config, **(config.get("text_config") or {})}
-        vision = config.get("vision_config") or {}
-        for name, scope in (("hidden_act", text), ("hidden_act", vision)):
-            if scope.get(name, "silu") != "silu":
-                raise ConfigError(f"{name} is {scope[name]!r}; supported: 'silu'")
-        if text.get("use_sliding_window"):
-            raise ConfigError("use_sliding_window is true; only full attention is supported")
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        try:
-            heads = text["num_attention_heads"]
-            return cls(
-                vision=VisionConfig(
-                    depth=vision["depth"],
-                    hidden=vision["hidden_size"],
-                    heads=vision["num_heads"],
-                    mlp=vision["intermediate_size"],
-                    out=vision["out_hidden_size"],
-                    channels=vision.get("in_channels", vision.get("in_chans", 3)),
-                    patch=vision["patch_size"],
-                    temporal_patch=vision["temporal_patch_size"],
-                    merge=vision["spatial_merge_size"],
-                    window=vision["window_size"],
-                    full_layers=tuple(vision["fullatt_block_indexes"]),
-                ),
-                text=TextConfig(
-                    vocab=text["vocab_size"],
-                    hidden=text["hidden_size"],
-                    mlp=text["intermediate_size"],
-                    layers=text["num_hidden_layers"],
-                    heads=heads,
-                    kv_heads=text["num_key_value_heads"],
-                    head_dim=text.get("head_dim") or text["hidden_size"] // heads,
-                    norm_eps=text["rms_norm_eps"],
-                    rope_theta=float(text.get("rope_theta") or rope["rope_theta"]),
-                    rope_sections=tuple(rope["mrope_section"]),
-                    tied=config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
-                ),
-                image_token=config["image_token_id"],
-                video_token=config["video_token_id"],
-                vision_start_token=config["vision_start_token_id"],
-                vision_end_token=config["vision_end_token_id"],
-                # The class default of the family is 4; a checkpoint that leaves it out means that.
-                tokens_per_second=vision.get("tokens_per_second", 4),
-                family=family,
-            ).checked()
-        except KeyError as error:
-            raise ConfigError(f"config.json lacks {error.args[0]!r}") from None
+        vision = _object(config, "vision_config")
+        text = {**config, **_object(config, "text_config")}
+        rope = _object(text, "rope_parameters") or _object(text, "rope_scaling")
+        supported = [
+            ("hidden_act", text.get("hidden_act", "silu"), ("silu",)),
+            ("hidden_act", vision.get("hidden_act", "silu"), ("silu",)),
+            ("use_sliding_window", bool(text.get("use_sliding_window")), (False,)),
+            ("rope_type", rope.get("rope_type", rope.get("type", "mrope")), ("default", "mrope")),
+        ]
+        for name, value, choices in supported:
+            if value not in choices:
+                raise ConfigError(
+                    f"{name} is {value!r}; supported: {', '.join(map(repr, choices))}"
+                )
+        hidden, heads = _size(text, "hidden_size"), _size(text, "num_attention_heads")
+        return cls(
+            vision=VisionConfig(
+                depth=_size(vision, "depth"),
+                hidden=_size(vision, "hidden_size"),
+                heads=_size(vision, "num_heads"),
+                mlp=_size(vision, "intermediate_size"),
+                out=_size(vision, "out_hidden_size"),
+                channels=_size(vision, "in_channels", vision.get("in_chans", 3)),
+                patch=_size(vision, "patch_size"),
+                temporal_patch=_size(vision, "temporal_patch_size"),
+                merge=_size(vision, "spatial_merge_size"),
+                window=_size(vision, "window_size"),
+                full_layers=_integers(vision, "fullatt_block_indexes"),
+            ),
+            text=TextConfig(
+                vocab=_size(text, "vocab_size"),
+                hidden=hidden,
+                mlp=_size(text, "intermediate_size"),
+                layers=_size(text, "num_hidden_layers"),
+                heads=heads,
+                kv_heads=_size(text, "num_key_value_heads"),
+                head_dim=_size(text, "head_dim", hidden // heads),
+                norm_eps=_number(text, "rms_norm_eps"),
+                rope_theta=_number({**text, **rope}, "rope_theta"),
+                rope_sections=_integers(rope, "mrope_section"),
+                tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings"))),
+            ),
+            image_token=_size(config, "image_token_id"),
+            video_token=_size(config, "video_token_id"),
+            vision_start_token=_size(config, "vision_start_token_id"),
+            vision_end_token=_size(config, "vision_end_token_id"),
+            # The class default of the family is 4; a checkpoint that leaves it out means that.
+            tokens_per_second=_size(vision, "tokens_per_second", 4),
+            family=family,
+        ).checked()
 
     def to_hf(self) -> dict:
         """The `config.json` (nested layout) that `transformers` and `from_hf` read back."""
@@ -197,13 +200,52 @@ class VLMConfig:
             "vision num_heads must divide hidden_size": vision.hidden % vision.heads == 0,
             "vision head width must be a multiple of 4": vision.head_dim % 4 == 0,
             "window_size must hold whole merged cells": vision.window >= vision.factor,
-            "fullatt_block_indexes must lie below depth": max(vision.full_layers, default=0)
-            < vision.depth,
+            "fullatt_block_indexes must lie below depth": all(
+                0 <= layer < vision.depth for layer in vision.full_layers
+            ),
+            "token ids must lie below vocab_size": text.vocab
+            > max(
+                self.image_token, self.video_token, self.vision_start_token, self.vision_end_token
+            ),
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
             raise ConfigError("; ".join(broken))
         return self
+
+
+def _object(scope: Mapping, key: str) -> Mapping:
+    """An optional object of a `config.json`; empty where it is absent or null."""
+    value = scope.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} is {value!r}, not an object")
+    return value
+
+
+def _number(scope: Mapping, key: str, default: float | None = None) -> float:
+    """A positive number of a `config.json`; null counts as absent."""
+    value = default if scope.get(key) is None else scope[key]
+    if value is None:
+        raise ConfigError(f"config.json lacks {key!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ConfigError(f"{key} is {value!r}, not a positive number")
+    return value
+
+
+def _size(scope: Mapping, key: str, default: int | None = None) -> int:
+    value = _number(scope, key, default)
+    if not isinstance(value, int):
+        raise ConfigError(f"{key} is {value!r}, not a whole number")
+    return value
+
+
+def _integers(scope: Mapping, key: str) -> tuple[int, ...]:
+    if key not in scope:
+        raise ConfigError(f"config.json lacks {key!r}")
+    value = scope[key]
+    if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
+        raise ConfigError(f"{key} is {value!r}, not a list of whole numbers")
+    return tuple(value)
 
 
 TINY = VLMConfig(

@@ -59,8 +59,16 @@ def lay_out(
     Returns:
       The frames, and for every merged cell, in the order in which the prompt's placeholder tokens
       stand for them, its row in the tower's output flattened to [F * cells per frame].
+
+    Raises:
+      ValueError: grids that do not fit the patches, the merge or the padded shape.
     """
     grids = np.asarray(grids).tolist()
+    named = sum(t * h * w for t, h, w in grids)
+    if named != len(patches):
+        raise ValueError(f"grids name {named} patches, {len(patches)} were given")
+    if any(h % config.merge or w % config.merge for _, h, w in grids):
+        raise ValueError(f"grids {grids} have sides that are no multiples of {config.merge}")
     side, unit = config.window_cells, config.merge**2
     per_window = side * side
     orders = [window_order(h // config.merge, w // config.merge, side) for _, h, w in grids]
@@ -89,8 +97,6 @@ def lay_out(
             valid[frame, filled] = True
             index.append(frame * slots + slot_of_cell)
             row, frame = row + size, frame + 1
-    if row != len(patches):
-        raise ValueError(f"grids name {row} patches, {len(patches)} were given")
     laid = Frames(
         patches=out.reshape(frames, slots * unit, -1),
         coordinates=coordinates.reshape(frames, slots * unit, 2),

@@ -27,7 +27,8 @@ class Inputs:
     second_per_grid_ts: Float[np.ndarray, " videos"] | None = None
     """Seconds between temporal grids, a video; absent means 1.0 (the rule of the family)."""
     grid_seconds: tuple[np.ndarray, ...] | None = None
-    """Per video, the true time of every temporal grid; takes the place of `second_per_grid_ts`."""
+    """Per video, the true time of every temporal grid, in place of `second_per_grid_ts`; an empty
+    array leaves the scalar in force."""
 
     @classmethod
     def from_hf(cls, mapping: Mapping) -> Inputs:

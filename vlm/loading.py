@@ -71,14 +71,19 @@ def load(source: str | Path, *, dtype: str = "bfloat16", hf_compat: str | None =
 
 
 def save(vlm: VLM, directory: str | Path) -> None:
-    """Writes config, safetensors and processor files that `load` and `transformers` read."""
+    """Writes config, processor files and safetensors that `load` and `transformers` read."""
+    describe(vlm, directory)
+    save_weights(vlm.model, directory)
+
+
+def describe(vlm: VLM, directory: str | Path) -> None:
+    """Writes what a model is without its weights: `config.json` and the processor's files."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     dtype = np.dtype(vlm.model.dtype).name
     config = vlm.config.to_hf() | {"dtype": dtype, "torch_dtype": dtype}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     vlm.processor.save(directory)
-    save_weights(vlm.model, directory)
 
 
 def with_tokens_of(config: VLMConfig, other: VLMConfig) -> VLMConfig:
@@ -98,13 +103,12 @@ def _directory(source: str | Path) -> Path:
         return directory
     if not directory.exists() and _HUB_ID.fullmatch(str(source)):
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         logging.getLogger(__name__).info("looking for %s on the hub", source)
         try:
             return Path(snapshot_download(str(source), allow_patterns=_HUB_FILES))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # the hub's errors and its HTTP client's share no other base
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise SourceError(f"{source}: not a directory, and not on the hub: {reason}") from None
     names = ", ".join(["tiny", *NAMED])
     raise SourceError(
@@ -117,6 +121,9 @@ def _read_config(directory: Path) -> dict:
     if not path.is_file():
         raise SourceError(f"{directory}: no config.json, so not a Hugging Face model directory")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SourceError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise SourceError(f"{path}: not a JSON object")
+    return config

@@ -24,7 +24,7 @@ def token_logprobs(
     """
     shape, width = targets.shape, hidden.shape[-1]
     rows = targets.size
-    chunk = min(chunk, rows)
+    chunk = max(1, min(chunk, rows))
     padding = -rows % chunk
     hidden = jnp.pad(hidden.reshape(rows, width), ((0, padding), (0, 0)))
     targets = jnp.pad(targets.reshape(rows), (0, padding))

@@ -21,16 +21,16 @@ class Sampling:
     one a row, [B, N].
     """
 
-    temperature: float | Float[Array, "*rows"] = 1.0
-    top_p: float | Float[Array, "*rows"] = 1.0
-    top_k: int | Int[Array, "*rows"] = 0
+    temperature: float | Float[Array, "..."] = 1.0
+    top_p: float | Float[Array, "..."] = 1.0
+    top_k: int | Int[Array, "..."] = 0
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Generation:
-    """N continuations a prompt: tokens (the stop token included), their number, and whether each
-    ended with a stop token."""
+    """N continuations a prompt: tokens (the stop token included; after it, the first of the stop
+    tokens as padding), their number, and whether each ended with a stop token."""
 
     tokens: Int[Array, "B N L"]
     lengths: Int[Array, "B N"]
@@ -57,7 +57,9 @@ def choose(
     scaled = jnp.where(rank < limit, scaled, -jnp.inf)
     mass = jax.nn.softmax(scaled, axis=-1)
     before = jnp.cumsum(mass, axis=-1) - mass
-    scaled = jnp.where((before < top_p) | (rank == 0), scaled, -jnp.inf)
+    # The sum may round to 1 before the tail ends, so a nucleus of 1 is told apart.
+    kept = (before < top_p) | (top_p >= 1) | (rank == 0)
+    scaled = jnp.where(kept, scaled, -jnp.inf)
 
     def draw(seed, row):
         return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), step), row)
@@ -92,6 +94,7 @@ def generate(
     """
     batch, rows = seeds.shape
     stop = jnp.asarray(stop_tokens, jnp.int32)
+    padding = stop_tokens[0] if stop_tokens else 0
 
     def pick(hidden, step):
         z = logits(model, hidden)
@@ -107,7 +110,7 @@ def generate(
         position = jnp.broadcast_to((start + step - 1)[None, :, None, None], (3, batch, rows, 1))
         chunk = Tokens(ids=token[..., None], positions=position, valid=~done[..., None])
         hidden, own = run(model, chunk, prefix=prefix, own=own, slot=step - 1)
-        token = jnp.where(done, stop[0] if len(stop_tokens) else 0, pick(hidden[:, :, 0], step))
+        token = jnp.where(done, padding, pick(hidden[:, :, 0], step))
         tokens = tokens.at[:, :, step].set(token)
         return step + 1, token, done | ends(token), tokens, own
 
@@ -116,7 +119,7 @@ def generate(
 
     shared = jnp.broadcast_to(hidden[:, None], (batch, rows, hidden.shape[-1]))
     token = pick(shared, 0)
-    tokens = jnp.zeros((batch, rows, max_tokens), jnp.int32).at[:, :, 0].set(token)
+    tokens = jnp.full((batch, rows, max_tokens), padding, jnp.int32).at[:, :, 0].set(token)
     own = Cache.empty(model.config.text, batch, rows, max_tokens, model.dtype)
     state = (jnp.int32(1), token, ends(token), tokens, own)
     _, _, done, tokens, _ = jax.lax.while_loop(running, body, state)

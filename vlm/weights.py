@@ -21,6 +21,8 @@ from vlm.model import Model
 
 SHARD_BYTES = 5 * 1000**3
 """Largest safetensors file that `save_weights` writes, as the hub does."""
+_INDEX = "model.safetensors.index.json"
+_DTYPES = ("BF16", "F16", "F32", "F64")
 
 
 class WeightsError(ValueError):
@@ -96,10 +98,14 @@ class _Entry:
         return np.ascontiguousarray((array.T if self.kernel else array).reshape(self.hub_shape))
 
 
+def abstract_model(config: VLMConfig, *, dtype=jnp.bfloat16) -> Model:
+    """A `Model` of shapes and dtypes, without arrays."""
+    return nnx.eval_shape(lambda: Model(config, dtype=dtype, rngs=nnx.Rngs(0)))
+
+
 def _entries(config: VLMConfig, dtype=jnp.bfloat16) -> tuple[nnx.GraphDef, dict, list[_Entry]]:
     """The model's graph, its flat abstract state by path, and one entry a parameter."""
-    abstract = nnx.eval_shape(lambda: Model(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(abstract)
+    graph, state = nnx.split(abstract_model(config, dtype=dtype))
     flat = dict(nnx.to_flat_state(state))
     table = dict(_TABLE)
     vision = config.vision
@@ -126,15 +132,26 @@ def _published(name: str) -> str:
     return re.sub(r"^model\.language_model\.", "model.", name)
 
 
+def _indexed(index: Path) -> list[Path]:
+    """The files that an index names; it may name files beside itself only."""
+    try:
+        listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        outside = sorted(name for name in listed if Path(name).name != name)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise WeightsError(f"{index}: not an index of safetensors files") from None
+    if outside:
+        raise WeightsError(f"{index} names files outside its directory: {outside}")
+    return sorted(index.parent / name for name in listed)
+
+
 class _Checkpoint:
     """Tensors of a directory's safetensors files, by published name, read one at a time."""
 
     def __init__(self, directory: Path):
         files = sorted(directory.glob("*.safetensors"))
-        index = directory / "model.safetensors.index.json"
+        index = directory / _INDEX
         if index.exists():
-            listed = json.loads(index.read_text())["weight_map"].values()
-            files = sorted({directory / Path(name).name for name in listed})
+            files = _indexed(index)
         if not files:
             pickled = sorted(p.name for p in directory.glob("*.bin")) + sorted(
                 p.name for p in directory.glob("*.pt*")
@@ -145,7 +162,7 @@ class _Checkpoint:
                 if pickled
                 else f"{directory}: no *.safetensors file"
             )
-        missing = [path.name for path in files if not path.exists()]
+        missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise WeightsError(f"{directory}: the index names files that are missing: {missing}")
         self._where: dict[str, tuple] = {}
@@ -155,11 +172,20 @@ class _Checkpoint:
             except (SafetensorError, OSError) as error:
                 raise WeightsError(f"{path}: not a readable safetensors file ({error})") from None
             for name in handle.keys():  # noqa: SIM118 (a safetensors handle, not a mapping)
-                self._where[_published(name)] = (handle, name)
+                published = _published(name)
+                if published in self._where:
+                    raise WeightsError(f"{path}: {name} is stored twice in {directory}")
+                self._where[published] = (handle, name)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {
             published: tuple(handle.get_slice(name).get_shape())
+            for published, (handle, name) in self._where.items()
+        }
+
+    def dtypes(self) -> dict[str, str]:
+        return {
+            published: handle.get_slice(name).get_dtype()
             for published, (handle, name) in self._where.items()
         }
 
@@ -174,7 +200,8 @@ def load_weights(directory: str | Path, config: VLMConfig, *, dtype=jnp.bfloat16
     Tensors of any floating dtype are cast to `dtype`. Nothing is unpickled and nothing is run.
 
     Raises:
-      WeightsError: names that are missing, not used or of another shape, all of them listed.
+      WeightsError: names that are missing, not used, of another shape or not of a floating dtype,
+        all of them listed; or files that are missing, damaged, or pickles.
     """
     directory = Path(directory)
     checkpoint = _Checkpoint(directory)
@@ -189,8 +216,20 @@ def load_weights(directory: str | Path, config: VLMConfig, *, dtype=jnp.bfloat16
 
 
 def random_weights(config: VLMConfig, *, seed: int = 0, dtype=jnp.bfloat16) -> Model:
-    """A model of this configuration with freshly drawn parameters: normal(0, 0.02), norms one."""
-    return Model(config, dtype=dtype, rngs=nnx.Rngs(seed))
+    """A model of this configuration with parameters drawn by numpy, the same on every device.
+
+    Kernels and embeddings from N(0, 0.02^2), biases 0, norms 1.
+    """
+    graph, state = nnx.split(abstract_model(config, dtype=dtype))
+    flat = dict(nnx.to_flat_state(state))
+    generator = np.random.default_rng(seed)
+    for path, leaf in flat.items():
+        if path[-1] in ("kernel", "embedding"):
+            array = 0.02 * generator.standard_normal(leaf.shape, np.float32)
+        else:
+            array = np.full(leaf.shape, path[-1] == "scale", np.float32)
+        flat[path] = leaf.replace(jnp.asarray(array.astype(dtype)))
+    return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 def _report(directory: Path, wanted: dict, checkpoint: _Checkpoint, config: VLMConfig) -> None:
@@ -203,6 +242,11 @@ def _report(directory: Path, wanted: dict, checkpoint: _Checkpoint, config: VLMC
         f"shape of {name}: {found[name]} in the file, {wanted[name]} by config.json"
         for name in wanted
         if name in found and found[name] != wanted[name]
+    ]
+    lines += [
+        f"dtype of {name}: {dtype}; supported: {', '.join(_DTYPES)}"
+        for name, dtype in checkpoint.dtypes().items()
+        if name in wanted and dtype not in _DTYPES
     ]
     if lines:
         raise WeightsError(f"{directory} does not fit its config.json: " + "; ".join(lines))
@@ -218,7 +262,10 @@ def _hub_tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def save_weights(model: Model, directory: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes safetensors under the hub's names, with an index where one file is not enough."""
+    """Writes safetensors under the hub's names, with an index where one file is not enough.
+
+    Safetensors of a model saved there before are removed: readers would mix them with the new.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, np.ndarray]] = [{}]
@@ -234,6 +281,9 @@ def save_weights(model: Model, directory: str | Path, *, shard_bytes: int = SHAR
         if len(shards) > 1
         else ["model.safetensors"]
     )
+    for name in ("model.safetensors", "model-*-of-*.safetensors", _INDEX):
+        for old in directory.glob(name):
+            old.unlink()
     for name, shard in zip(names, shards, strict=True):
         save_file(shard, directory / name, metadata={"format": "pt"})
     if len(shards) > 1:
@@ -241,7 +291,7 @@ def save_weights(model: Model, directory: str | Path, *, shard_bytes: int = SHAR
             tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard
         }
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        (directory / _INDEX).write_text(json.dumps(index, indent=2))
 
 
 def parameters(model: Model) -> dict[str, Array]:

@@ -125,8 +125,8 @@ class VLMConfig:
                 heads=heads,
                 kv_heads=_size(text, "num_key_value_heads"),
                 head_dim=_size(text, "head_dim", hidden // heads),
-                norm_eps=_number(text, "rms_norm_eps"),
-                rope_theta=_number({**text, **rope}, "rope_theta"),
+                norm_eps=float(_number(text, "rms_norm_eps")),
+                rope_theta=float(_number({**text, **rope}, "rope_theta")),
                 rope_sections=_integers(rope, "mrope_section"),
                 tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings"))),
             ),
@@ -195,6 +195,8 @@ class VLMConfig:
         vision, text = self.vision, self.text
         rules = {
             "mrope_section must sum to head_dim / 2": 2 * sum(text.rope_sections) == text.head_dim,
+            "hidden_size must be num_attention_heads x head_dim": text.hidden
+            == text.heads * text.head_dim,
             "num_key_value_heads must divide num_attention_heads": text.heads % text.kv_heads == 0,
             "out_hidden_size must equal hidden_size": vision.out == text.hidden,
             "vision num_heads must divide hidden_size": vision.hidden % vision.heads == 0,
@@ -222,7 +224,7 @@ def _object(scope: Mapping, key: str) -> Mapping:
     return value
 
 
-def _number(scope: Mapping, key: str, default: float | None = None) -> float:
+def _number(scope: Mapping, key: str, default: float | int | None = None) -> float | int:
     """A positive number of a `config.json`; null counts as absent."""
     value = default if scope.get(key) is None else scope[key]
     if value is None:

@@ -209,7 +209,9 @@ def _header(page: Sheet, trace: Mapping[str, Any]) -> float:
         facts.append(f"posterior by {'probe' if 'probe_yes' in steps[1] else 'likelihood'}")
     name = str(trace["video"]).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     room = RIGHT - MARGIN
-    model = page.fit(str(trace["model"]), 0.35 * room, 8.5)
+    trained = trace["settings"].get("run", {}).get("trained", True)
+    model = str(trace["model"]) + ("" if trained else ", random weights")
+    model = page.fit(model, 0.35 * room, 8.5)
     page.text(MARGIN, 0.5, page.fit(name, 0.63 * room, 15, bold=True), 15, bold=True)
     page.text(RIGHT, 0.5, model, 8.5, MUTED, align="right")
     page.text(MARGIN, 0.76, " · ".join(facts), 8.5, MUTED)

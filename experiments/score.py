@@ -89,7 +89,7 @@ def run(names: Sequence[str], *, model: str, out: str, config: dict[str, Any]) -
                     log.debug("%s", video.path, exc_info=True)
                     folder.fail(video, "score", str(error) or type(error).__name__)
         if options.report:
-            folder.report(decoder, UNTRAINED if model == "tiny" else "")
+            folder.report(decoder)
     log.info("%d traces in %s", len(folder.traces), folder.path / "trace.jsonl")
     if folder.failed:
         log.warning("%d failed, listed in %s", folder.failed, folder.path / "failures.jsonl")
@@ -243,12 +243,15 @@ class Folder:
         record = self.traces[trace.id]
         figure(record, _thumbnails(record, decoder), pictures / f"{_file_name(trace.id)}.png")
 
-    def report(self, decoder: Decoder, note: str) -> None:
+    def report(self, decoder: Decoder) -> None:
         from experiments.report import html
 
-        failures = [json.loads(line) for line in (self.path / "failures.jsonl").open()]
+        lines = (self.path / "failures.jsonl").read_text(encoding="utf-8").splitlines()
+        failures = [json.loads(line) for line in lines]
         traces = list(self.traces.values())
         thumbnails = (_thumbnails(trace, decoder) for trace in traces)
+        trained = all(trace["settings"]["run"]["trained"] for trace in traces)
+        note = "" if trained else UNTRAINED
         html(traces, thumbnails, failures, self.path / "report.html", note=note)
 
 

@@ -1,5 +1,7 @@
 """A small model for the tests of this room, drawn without compiling its initialisers."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,9 @@ from flax import nnx
 
 from vlm.config import TextConfig, VisionConfig, VLMConfig
 from vlm.model import Model
+
+# Compiling is most of these tests' time; unoptimised code takes half of it.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 # Windows of 2 x 2 merged cells, a cell of 2 x 2 patches; 8 values a patch.
 CONFIG = VLMConfig(

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 
 from vlm.attention import attend
 
 # B prompts, N rows, T queries, S own slots, P prefix slots.
 B, N, T, S, P, HEADS, KV, H = 2, 3, 4, 5, 6, 6, 2, 8
-run = jax.jit(attend)
+run = small.jit(attend)
 
 
 def drawn(shape, seed, scale=1.0):
@@ -108,7 +109,9 @@ def test_a_row_that_sees_nothing_is_finite_with_finite_gradients(case):
         prefix = (shared_k, shared_v, case["prefix"][2])
         return jnp.sum(attend(q, k, v, case["mask"], prefix) ** 2)
 
-    grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4)))(case["q"], case["k"], case["v"], k, v)
+    grads = small.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4)))(
+        case["q"], case["k"], case["v"], k, v
+    )
     for grad in grads:
         assert np.isfinite(np.asarray(grad)).all()
         assert float(jnp.abs(grad).max()) > 0
@@ -131,8 +134,8 @@ def test_gradients_equal_those_over_copied_keys(case):
         return jnp.sum(jnp.sin(attend(q, k, v, mask)))
 
     arguments = (case["q"], *case["prefix"][:2])
-    ours = jax.jit(jax.grad(shared, argnums=(0, 1, 2)))(*arguments)
-    theirs = jax.jit(jax.grad(copied, argnums=(0, 1, 2)))(*arguments)
+    ours = small.jit(jax.grad(shared, argnums=(0, 1, 2)))(*arguments)
+    theirs = small.jit(jax.grad(copied, argnums=(0, 1, 2)))(*arguments)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 

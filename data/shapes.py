@@ -52,14 +52,14 @@ def render(name: str, seed: int = 0) -> ShapeClip:
         after = t >= EVENT_FRAME and name != "calm"
         x, y, colour = 38 + 2.4 * t, height + drift * t + 6 * np.sin(t / 7), _RED
         if after and name == "reverse":
-            x = 38 + 2.4 * (2 * EVENT_FRAME - t)
+            x = 38 + 2.4 * (2 * (EVENT_FRAME - 1) - t)
         if after and name == "jump":
             y += 74
         if after and name == "recolor":
             colour = _GOLD
-        frame = _paint(ground, _square(60 + 1.1 * t, 178 - 0.4 * t, 13), _BLUE)
+        frame = _paint(ground, _square(60 + 1.1 * t, 178 - 0.4 * t, 13.0), _BLUE)
         if not (after and name == "vanish"):
-            frame = _paint(frame, _disc(x, y, 24), colour)
+            frame = _paint(frame, _disc(x, y, 24.0), colour)
         noise = rng.normal(0, 1.5, frame.shape)
         frames.append(np.clip(frame + noise, 0, 255).round().astype(np.uint8))
     events = () if name == "calm" else (Event(name, EVENT_FRAME / FPS),)

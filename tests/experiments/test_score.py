@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.shapes import write_mp4
 
+from data.shapes import write_mp4
 from experiments.cli import main
 
 QUICK = [

@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "render a few clips, score them, and show the report",
     "score": "videos in, one surprise trace per video out",
     "frames": "choose frames from traces for a budget",
+    "bench": "measure, in one run: compile, load",
     "convert": "Hugging Face directory <-> Orbax checkpoint",
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it

@@ -111,7 +111,7 @@ def score(
     settings = options.settings
     info = decoder.info(video.path)
     numbers = episode_frames(settings, seconds=info.seconds, frame_count=info.frame_count)
-    size = viewer.frame_size(info.height, info.width)
+    size = viewer.frame_size(info.height, info.width, frames=settings.window)
     frames = decoder.frames(video.path, numbers, size=size)
     times = decoder.times(video.path, numbers)
     steps = range(1, len(numbers))

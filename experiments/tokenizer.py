@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from vlm.config import TINY
-from vlm.processor import Processor, ProcessorSettings
 from vlm.tokenizer import ChatTokenizer, byte_level_bpe
 
 # Position in the list is the token id; `vlm.config.TINY` names the vision ones.
@@ -167,8 +166,8 @@ def corpus(seed: int = 0, sentences: int = 3000) -> list[str]:
     return lines + [form for word in words for form in (word, f" {word}")] * (sentences // 100)
 
 
-def train() -> Processor:
-    """Trains the tokenizer and returns the processor of the bundled model."""
+def train() -> ChatTokenizer:
+    """Trains the tokenizer of the bundled models."""
     from tokenizers import AddedToken, pre_tokenizers, trainers
 
     tokenizer = byte_level_bpe()
@@ -191,11 +190,7 @@ def train() -> Processor:
         "model_max_length": 32_768,
         "additional_special_tokens": list(SPECIAL[1:]),
     }
-    # Small pictures: 4 to 24 merged cells a frame, which a CPU encodes in milliseconds.
-    settings = ProcessorSettings(
-        image_pixels=(56 * 56, 168 * 168), video_pixels=(56 * 56, 168 * 112)
-    )
-    return Processor(ChatTokenizer(tokenizer, tokenizer_config, CHAT_TEMPLATE), TINY, settings)
+    return ChatTokenizer(tokenizer, tokenizer_config, CHAT_TEMPLATE)
 
 
 def main(directory: str) -> None:

@@ -51,5 +51,19 @@ def attend(
     return mixed.astype(q.dtype).reshape(q.shape)
 
 
+def attend_within(
+    q: Float[Array, "F S heads head_dim"],
+    k: Float[Array, "F S heads head_dim"],
+    v: Float[Array, "F S heads head_dim"],
+    valid: Bool[Array, "F S"],
+    *,
+    run: int,
+) -> Float[Array, "F S heads head_dim"]:
+    """Attention among the valid patches of each run of `run` consecutive ones, which divides S."""
+    q_run, k_run, v_run = (part.reshape(-1, 1, run, *part.shape[2:]) for part in (q, k, v))
+    mask = jnp.broadcast_to(valid.reshape(-1, 1, 1, run), (q_run.shape[0], 1, run, run))
+    return attend(q_run, k_run, v_run, mask).reshape(q.shape)
+
+
 def _dot(spec: str, a: Array, b: Array) -> Array:
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)

@@ -16,15 +16,18 @@ from vlm.config import VisionConfig
 class Frames:
     """F temporal patches (a frame pair, or an image) laid out for the tower.
 
-    A frame is a row of attention windows, each padded to `window_cells`^2 merged cells; a cell is
-    merge^2 consecutive patches. Patches of one frame never attend to those of another, so frames
-    are a batch, window attention is a reshape, and full attention is dense within the frame.
+    A frame is a row of attention windows, each padded to `window_cells`^2 merged cells (one cell
+    where the tower has no windows); a cell is merge^2 consecutive patches. Patches of one frame
+    never attend to those of another, so frames are a batch, window attention is a reshape, and
+    full attention is dense within the frame.
     """
 
     patches: Float[np.ndarray | Array, "F S features"]
     coordinates: Int[np.ndarray | Array, "F S 2"]
     """Row and column of each patch in its frame."""
     valid: Bool[np.ndarray | Array, "F S"]
+    sizes: Int[np.ndarray | Array, "F 2"]
+    """Height and width of each frame in patches."""
 
 
 def window_order(height: int, width: int, side: int) -> Int[np.ndarray, " slots"]:
@@ -83,6 +86,7 @@ def lay_out(
     out = np.zeros((frames, slots, unit, patches.shape[1]), patches.dtype)
     coordinates = np.zeros((frames, slots, unit, 2), np.int32)
     valid = np.zeros((frames, slots), bool)
+    sizes = np.ones((frames, 2), np.int32)
     index, row, frame = [], 0, 0
     for (t, h, w), order in zip(grids, orders, strict=True):
         filled = np.flatnonzero(order >= 0)
@@ -95,12 +99,14 @@ def lay_out(
             out[frame, filled] = block[cells]
             coordinates[frame, filled] = place[cells]
             valid[frame, filled] = True
+            sizes[frame] = h, w
             index.append(frame * slots + slot_of_cell)
             row, frame = row + size, frame + 1
     laid = Frames(
         patches=out.reshape(frames, slots * unit, -1),
         coordinates=coordinates.reshape(frames, slots * unit, 2),
         valid=np.repeat(valid, unit, axis=1),
+        sizes=sizes,
     )
     return laid, np.concatenate(index).astype(np.int32)
 

@@ -37,6 +37,23 @@ class RMSNorm(nnx.Module):
         return wide.astype(x.dtype) * scale
 
 
+class LayerNorm(nnx.Module):
+    """Layer normalisation; the statistics in float32 (Ba et al. 2016, eq. 4)."""
+
+    def __init__(self, width: int, *, eps: float, dtype, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.ones((width,), dtype))
+        self.bias = nnx.Param(jnp.zeros((width,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        wide = x.astype(jnp.float32)
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        row = (1,) * (x.ndim - 1) + (-1,)
+        scaled = wide * self.scale[...].astype(jnp.float32).reshape(row)
+        return (scaled + self.bias[...].astype(jnp.float32).reshape(row)).astype(x.dtype)
+
+
 class GatedMLP(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020, eq. 6)."""
 

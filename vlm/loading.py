@@ -12,12 +12,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from vlm.config import NAMED, TINY, VLMConfig
+from vlm.config import NAMED, TINY, TINY_QWEN3, VLMConfig
 from vlm.model import Model
 from vlm.processor import Processor
 from vlm.weights import load_weights, random_weights, save_weights
 
 _BUNDLED = Path(__file__).parent / "tiny"
+_RANDOM = {"tiny": TINY, "tiny-qwen3": TINY_QWEN3, **NAMED}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Data only: no pickle and no code ever leaves the hub for this machine.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
@@ -43,9 +44,9 @@ def load(source: str | Path, *, dtype: str = "bfloat16", hf_compat: str | None =
     """Loads a model and its processor.
 
     Args:
-      source: a Hugging Face directory (safetensors), a hub id (`org/name`), `tiny` (the bundled
-        architecture), or a named size such as `qwen2.5-vl-7b`. The last two have random weights
-        and the bundled tokenizer.
+      source: a Hugging Face directory (safetensors), a hub id (`org/name`), `tiny` or `tiny-qwen3`
+        (the bundled architectures), or a named size such as `qwen2.5-vl-7b` or `qwen3-vl-8b`. All
+        but the first two have random weights and the bundled tokenizer.
       dtype: of the parameters: `bfloat16`, `float32` or `float16`.
       hf_compat: the rule set of positions and prompts (`vlm.positions.HF_COMPAT`).
 
@@ -56,11 +57,8 @@ def load(source: str | Path, *, dtype: str = "bfloat16", hf_compat: str | None =
         raise SourceError(f"dtype is {dtype!r}; choices: 'bfloat16', 'float32', 'float16'")
     choices = {} if hf_compat is None else {"hf_compat": hf_compat}
     name = str(source)
-    if name == "tiny":
-        processor = Processor.from_pretrained(_BUNDLED, TINY, **choices)
-        return VLM(random_weights(TINY, dtype=jnp.dtype(dtype)), TINY, processor, name, False)
-    if name in NAMED:
-        config = with_tokens_of(NAMED[name], TINY)
+    if name in _RANDOM:
+        config = with_tokens_of(_RANDOM[name], TINY)
         processor = Processor.from_pretrained(_BUNDLED, config, **choices)
         return VLM(random_weights(config, dtype=jnp.dtype(dtype)), config, processor, name, False)
     directory = _directory(source)
@@ -110,7 +108,7 @@ def _directory(source: str | Path) -> Path:
         except Exception as error:  # the hub's errors and its HTTP client's share no other base
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise SourceError(f"{source}: not a directory, and not on the hub: {reason}") from None
-    names = ", ".join(["tiny", *NAMED])
+    names = ", ".join(_RANDOM)
     raise SourceError(
         f"{source}: no such model; give a Hugging Face directory, a hub id or one of: {names}"
     )

@@ -10,22 +10,24 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vlm.config import VLMConfig
+from vlm.config import Qwen3Vision, VLMConfig
 from vlm.frames import Frames, lay_out
 from vlm.inputs import Inputs
 from vlm.layers import linear
 from vlm.positions import HF_COMPAT, mrope_positions
 from vlm.text import Cache, Decoder
-from vlm.vision_qwen25 import VisionTower
+from vlm.vision_qwen3 import Qwen3Tower
+from vlm.vision_qwen25 import Qwen25Tower
 
 
 class Model(nnx.Module):
-    """Vision tower, token embedding, decoder and head of one Qwen2.5-VL."""
+    """Vision tower, token embedding, decoder and head of one Qwen2.5-VL or Qwen3-VL."""
 
     def __init__(self, config: VLMConfig, *, dtype=jnp.bfloat16, rngs: nnx.Rngs):
         text, kwargs = config.text, {"dtype": dtype, "rngs": rngs}
         self.config = config
-        self.vision = VisionTower(config.vision, **kwargs)
+        tower = Qwen3Tower if isinstance(config.vision, Qwen3Vision) else Qwen25Tower
+        self.vision = tower(config.vision, **kwargs)
         self.embed = nnx.Embed(
             text.vocab,
             text.hidden,
@@ -54,8 +56,11 @@ class Tokens:
     """Row of the features that stands in a token's place; -1 for a text token. None: all text."""
 
 
-def encode(model: Model, frames: Frames) -> Float[Array, "rows D"]:
-    """Visual features of every merged cell of every frame, flattened to [F * cells, D]."""
+def encode(model: Model, frames: Frames) -> Float[Array, "rows features"]:
+    """Visual features of every merged cell of every frame, flattened to [F * cells, features].
+
+    D features are the cell's token; a Qwen3-VL tower adds D more for each deepstack tap.
+    """
     frames = jax.tree.map(jnp.asarray, frames)
     frames = dataclasses.replace(frames, patches=frames.patches.astype(model.dtype))
     features = model.vision(frames)
@@ -65,7 +70,7 @@ def encode(model: Model, frames: Frames) -> Float[Array, "rows D"]:
 def run(
     model: Model,
     tokens: Tokens,
-    features: Float[Array, "rows D"] | None = None,
+    features: Float[Array, "rows features"] | None = None,
     *,
     prefix: Cache | None = None,
     own: Cache | None = None,
@@ -77,14 +82,25 @@ def run(
     See `Decoder.__call__` for `prefix`, `own` and `slot`. Returns hidden states and the cache.
     """
     tokens = jax.tree.map(jnp.asarray, tokens)
-    x = model.embed(tokens.ids)
+    x, deepstack = model.embed(tokens.ids), None
     if tokens.visual is not None:
         if features is None:
             raise ValueError("tokens.visual is given without features")
+        is_visual = (tokens.visual >= 0)[..., None]
         shown = features[jnp.maximum(tokens.visual, 0)].astype(x.dtype)
-        x = jnp.where((tokens.visual >= 0)[..., None], shown, x)
+        shown, *added = jnp.split(shown, features.shape[-1] // x.shape[-1], axis=-1)
+        x = jnp.where(is_visual, shown, x)
+        if added:
+            deepstack = jnp.where(is_visual[None], jnp.stack(added), 0)
     return model.decoder(
-        x, tokens.positions, tokens.valid, prefix=prefix, own=own, slot=slot, remat=remat
+        x,
+        tokens.positions,
+        tokens.valid,
+        deepstack=deepstack,
+        prefix=prefix,
+        own=own,
+        slot=slot,
+        remat=remat,
     )
 
 

@@ -19,17 +19,54 @@ def smart_resize(
     Halves round to even; below `min_pixels` sides are rounded up, which may pass `max_pixels`.
     Raises ValueError for a side ratio above 200. Source: `smart_resize` of Qwen2-VL.
     """
+    return _within(height, width, factor, min_pixels, max_pixels, frames=1, counted=1)
+
+
+def smart_resize_clip(
+    height: int,
+    width: int,
+    factor: int,
+    min_pixels: int,
+    max_pixels: int,
+    *,
+    frames: int,
+    temporal_patch: int,
+) -> tuple[int, int]:
+    """Returns the size of each of `frames` frames that keeps all of them together in the limits.
+
+    As `smart_resize`, with the frames counted in whole temporal patches (halves round to even) when
+    their pixels are compared with a limit, and as they are when sides are scaled to it; a frame
+    with a side below `factor` is scaled up first. A single frame, which Qwen3-VL refuses, counts as
+    the whole temporal patch that it fills. Source: `smart_resize` of Qwen3-VL's video processor.
+    """
+    frames = max(frames, temporal_patch)
+    if 0 < min(height, width) < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    counted = round(frames / temporal_patch) * temporal_patch
+    return _within(height, width, factor, min_pixels, max_pixels, frames, counted)
+
+
+def _within(
+    height: int,
+    width: int,
+    factor: int,
+    min_pixels: int,
+    max_pixels: int,
+    frames: int,
+    counted: int,
+) -> tuple[int, int]:
     if min(height, width) < 1:
         raise ValueError(f"a frame of {height} x {width} pixels has no picture in it")
     if max(height, width) / min(height, width) > 200:
         raise ValueError(f"aspect ratio of a {height} x {width} frame is above 200")
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
-    if rows * columns > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
+    if counted * rows * columns > max_pixels:
+        shrink = math.sqrt(frames * height * width / max_pixels)
         rows = max(factor, math.floor(height / shrink / factor) * factor)
         columns = max(factor, math.floor(width / shrink / factor) * factor)
-    elif rows * columns < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
+    elif counted * rows * columns < min_pixels:
+        grow = math.sqrt(min_pixels / (frames * height * width))
         rows = math.ceil(height * grow / factor) * factor
         columns = math.ceil(width * grow / factor) * factor
     return rows, columns

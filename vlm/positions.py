@@ -17,6 +17,12 @@ Qwen2.5-VL, a video of t grids that starts at position `start`:
         text goes on at start + max(h, w) / merge, even where T is further.
 "4.57"  second_per_grid is cut to an integer first (0.5 -> 0, 1.9 -> 1);
         text goes on behind the largest position of all three axes.
+
+Qwen3-VL writes the time of every temporal grid out, `<1.5 seconds>`, and wraps each grid in its
+own vision tokens, so a video is t blocks of (1, h, w) with text between them. Positions follow
+from the ids alone and are the same in both rule sets; the ids differ in the tokens around:
+"5.23"  the vision tokens of the prompt stay, as an outer pair around all blocks (since 5.10);
+"4.57"  the blocks replace them.
 """
 
 # Times come from containers in microseconds at best; this keeps 0.999999.. from losing a step.
@@ -46,18 +52,23 @@ def mrope_positions(
     Grids are (t, h, w) in patches, in the order in which the rows show them, images and videos
     apart. `second_per_grid_ts` (seconds; None means 1.0 each) spaces a video's grids evenly.
     `grid_seconds`, where given and not empty for a video, holds the true time of each of its grids
-    and replaces the scalar: T = start + floor((s_g - s_0) * tokens_per_second). Padding, left or
-    right, holds 1 on all axes. The second result is the largest position of a row's tokens + 1.
+    and replaces the scalar: T = start + floor((s_g - s_0) * tokens_per_second). Qwen3-VL reads
+    neither: its times are in `input_ids`. Padding, left or right, holds 1 on all axes. The second
+    result is the largest position of a row's tokens + 1.
 
     Raises ValueError where placeholders and grids disagree, where a list of times has the wrong
-    length, and for an unknown `hf_compat`. Source: `get_rope_index` of Qwen2.5-VL, section 2.1 of
-    arXiv:2502.13923.
+    length, and for an unknown `hf_compat`. Source: `get_rope_index` of Qwen2.5-VL (section 2.1 of
+    arXiv:2502.13923) and of Qwen3-VL.
     """
     check_hf_compat(hf_compat)
     images = _rows(image_grid_thw)
     videos = _rows(video_grid_thw)
     _check_counts(input_ids[attention_mask], images, videos, config)
-    steps = _time_steps(videos, second_per_grid_ts, grid_seconds, config, hf_compat)
+    if config.family == "qwen3_vl":
+        videos = [(1, h, w) for t, h, w in videos for _ in range(t)]
+        steps = [np.zeros(1, np.int64)] * len(videos)
+    else:
+        steps = _time_steps(videos, second_per_grid_ts, grid_seconds, config, hf_compat)
     grids = {
         config.image_token: iter([(grid, np.zeros(grid[0], np.int64)) for grid in images]),
         config.video_token: iter(list(zip(videos, steps, strict=True))),
@@ -78,7 +89,7 @@ def _row_positions(
     hf_compat: str,
 ) -> np.ndarray:
     """Positions [3, n] of one row without padding; takes its grids off the two iterators."""
-    merge = config.vision.merge
+    merge, qwen3 = config.vision.merge, config.family == "qwen3_vl"
     visual = np.flatnonzero(np.isin(ids, list(grids))).tolist()
     parts: list[np.ndarray] = [np.zeros((3, 0), np.int64)]
     start = at = 0  # position and index of the next token
@@ -96,6 +107,11 @@ def _row_positions(
             raise ValueError(
                 f"a visual of grid {(t, h, w)} needs {at - index} placeholders in one run,"
                 f" but the prompt holds {held} there"
+            )
+        if qwen3 and token == config.video_token and (ids[at : at + 1] == token).any():
+            raise ValueError(
+                f"more than {at - index} video placeholders in one run: Qwen3-VL shows every"
+                f" temporal grid of a video, here {h} x {w} patches, by itself behind its time"
             )
         block = np.stack(
             np.meshgrid(steps, np.arange(rows), np.arange(columns), indexing="ij")

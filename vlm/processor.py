@@ -1,13 +1,14 @@
 """Text and frames to `Inputs`: resizing, patches, grids, chat template, token ids, padding.
 
-The rules are those of the Qwen2.5-VL processors in `transformers` (4.57 to 5.23); torch and
-`transformers` are not needed.
+The rules are those of the Qwen2.5-VL and Qwen3-VL processors in `transformers` (4.57 to 5.23);
+torch and `transformers` are not needed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,16 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Real, UInt8
 
-from vlm.config import VisionConfig, VLMConfig
+from vlm.config import VLMConfig
 from vlm.inputs import Inputs
-from vlm.patches import patchify, resize, smart_resize
-from vlm.positions import HF_COMPAT, check_hf_compat
-from vlm.tokenizer import ChatTokenizer, Message, ProcessorError, escape, read_json, write_json
+from vlm.patches import patchify, resize, smart_resize, smart_resize_clip
+from vlm.processor_settings import (
+    ProcessorSettings,
+    default_settings,
+    read_settings,
+    write_settings,
+)
+from vlm.tokenizer import ChatTokenizer, Message, ProcessorError, escape
 
 __all__ = [
     "Message",
@@ -32,33 +38,16 @@ __all__ = [
     "patchify",
     "resize",
     "smart_resize",
+    "smart_resize_clip",
 ]
+
+_START, _END = "<|vision_start|>", "<|vision_end|>"
+_IMAGE, _VIDEO = "<|image_pad|>", "<|video_pad|>"
+# A placeholder; that of a video with the vision tokens around it, where they are there.
+_PLACEHOLDER = re.compile("|".join(map(re.escape, (_IMAGE, f"{_START}{_VIDEO}{_END}", _VIDEO))))
 
 # Grids closer than this to an even spacing count as even: containers round times to 1 ms.
 _EVEN_SECONDS = 1e-3
-
-
-@dataclass(frozen=True)
-class ProcessorSettings:
-    """What `preprocessor_config.json` fixes, and two choices of ours.
-
-    Pixel limits are (least, most) of one resized image or video frame. `times` says how the frames'
-    times reach the positions: "auto" gives one scalar per video where its temporal grids are evenly
-    spaced (to 1 ms) and the true time of every grid elsewhere; "scalar" always gives the scalar, as
-    `transformers` does; "true" always gives the times. `hf_compat`: see `vlm.positions`.
-    """
-
-    image_pixels: tuple[int, int] = (56 * 56, 16_384 * 28 * 28)
-    video_pixels: tuple[int, int] = (128 * 28 * 28, 768 * 28 * 28)
-    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    hf_compat: str = HF_COMPAT[0]
-    times: Literal["auto", "scalar", "true"] = "auto"
-
-    def __post_init__(self):
-        check_hf_compat(self.hf_compat)
-        if self.times not in ("auto", "scalar", "true"):
-            raise ValueError(f"times is {self.times!r}; choices: 'auto', 'scalar', 'true'")
 
 
 @dataclass(frozen=True)
@@ -66,15 +55,17 @@ class Visual:
     """One image or video, ready for the tower.
 
     `patches` are float32 [t*h*w, channels*temporal_patch*patch*patch], `grid` is (t, h, w) in
-    patches, `seconds` the time of the first frame of each temporal grid, `second_per_grid` their
-    mean spacing in seconds. `even` says whether that scalar alone places the grids in time.
+    patches, `seconds` the time of each temporal grid: of its first frame in Qwen2.5-VL, midway
+    between its first and its last in Qwen3-VL. `second_per_grid` is their mean spacing in seconds,
+    and `even` says whether that scalar alone places the grids in time; it is None in Qwen3-VL,
+    whose prompts state `seconds`.
     """
 
     patches: Float32[np.ndarray, "P features"]
     grid: tuple[int, int, int]
     seconds: tuple[float, ...]
     kind: Literal["image", "video"]
-    second_per_grid: float = 1.0
+    second_per_grid: float | None = 1.0
     even: bool = True
 
 
@@ -92,22 +83,24 @@ class Processor:
         settings: ProcessorSettings | None = None,
     ):
         self.config = config
-        self.settings = settings or ProcessorSettings()
+        self.settings = settings or default_settings(config)
         self.pad_token = tokenizer.pad
         self.stop_tokens = tokenizer.stops
         self._tokenizer = tokenizer
+        # Whether the prompt says when each temporal grid of a video was seen.
+        self._stamped = config.family == "qwen3_vl"
         _check_ids(tokenizer.special, config)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, config: VLMConfig, **choices: Any) -> Processor:
         """Reads the tokenizer, chat template and pixel limits of a Hugging Face directory.
 
-        For the files see `ChatTokenizer.from_pretrained`; absent preprocessor files mean the
-        family's defaults. `choices` replace fields of the settings, such as `hf_compat`. Raises
+        For the files see `ChatTokenizer.from_pretrained`; absent preprocessor files mean
+        `default_settings`. `choices` replace fields of the settings, such as `hf_compat`. Raises
         ProcessorError, one line that names what is missing or does not fit.
         """
         directory = Path(directory)
-        settings = dataclasses.replace(_read_settings(directory, config.vision), **choices)
+        settings = dataclasses.replace(read_settings(directory, config), **choices)
         return cls(ChatTokenizer.from_pretrained(directory), config, settings)
 
     def save(self, directory: str | Path) -> None:
@@ -115,17 +108,36 @@ class Processor:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self._tokenizer.save(directory)
-        _write_settings(directory, self.settings, self.config.vision)
+        write_settings(directory, self.settings, self.config)
 
     def frame_size(
-        self, height: int, width: int, kind: Literal["image", "video"] = "video"
+        self,
+        height: int,
+        width: int,
+        kind: Literal["image", "video"] = "video",
+        *,
+        frames: int | None = None,
     ) -> tuple[int, int]:
         """Returns the (height, width) in pixels that a frame is resized to.
 
-        A decoder that delivers frames of this size saves memory and a second resizing.
+        A decoder that delivers frames of this size saves memory and a second resizing. `frames` is
+        the number that a prompt shows of a video: in Qwen3-VL they share one pixel budget, so it is
+        required there (ValueError); elsewhere it has no effect.
         """
         limits = self.settings.image_pixels if kind == "image" else self.settings.video_pixels
-        return smart_resize(height, width, self.config.vision.factor, *limits)
+        vision = self.config.vision
+        if kind == "image" or not self._stamped:
+            return smart_resize(height, width, vision.factor, *limits)
+        if frames is None:
+            raise ValueError("the frame size of a Qwen3-VL video depends on its number of frames")
+        return smart_resize_clip(
+            height,
+            width,
+            vision.factor,
+            *limits,
+            frames=frames,
+            temporal_patch=vision.temporal_patch,
+        )
 
     def image(self, frame: UInt8[np.ndarray, "height width channels"]) -> Visual:
         """Turns one RGB picture (uint8) into a Visual; it fills its temporal patch with itself."""
@@ -156,8 +168,8 @@ class Processor:
         """A Visual without patches: frames of `grid` (h, w) in patches, at their true times.
 
         For prompts whose frames are encoded elsewhere. Frames are paired in order, `temporal_patch`
-        to a temporal grid, the last one repeated where one is missing; a grid's time is that of its
-        first frame. Frames at an even rate give second_per_grid = temporal_patch / rate. Raises
+        to a temporal grid, the last one repeated where one is missing; for a grid's time see
+        `Visual`. Frames at an even rate give second_per_grid = temporal_patch / rate. Raises
         ValueError for times that fall.
         """
         nothing = np.zeros((0, self.config.vision.patch_features), np.float32)
@@ -167,26 +179,31 @@ class Processor:
             raise ValueError("times of frames must be finite and may not fall")
         span = self.config.vision.temporal_patch
         grids = seconds[::span]
+        if self._stamped:
+            whole = np.concatenate([seconds, np.repeat(seconds[-1:], -len(seconds) % span)])
+            grids = (grids + whole[span - 1 :: span]) / 2
+            step, even = None, True
+        else:
+            step, even = self._spacing(grids, seconds)
+        return Visual(nothing, (len(grids), *grid), tuple(grids.tolist()), "video", step, even)
+
+    def _spacing(self, grids: np.ndarray, seconds: np.ndarray) -> tuple[float, bool]:
+        """Mean seconds between temporal grids, and whether that scalar alone shall place them."""
         if len(grids) > 1:
             step = (grids[-1] - grids[0]) / (len(grids) - 1)
         elif len(seconds) > 1:
+            span = self.config.vision.temporal_patch
             step = span * (seconds[-1] - seconds[0]) / (len(seconds) - 1)
         else:
             step = 1.0
         off = np.abs(grids - grids[0] - step * np.arange(len(grids)))
         even = bool(off.max() <= _EVEN_SECONDS)
-        return Visual(
-            nothing,
-            (len(grids), *grid),
-            tuple(grids.tolist()),
-            "video",
-            # 9 decimals: the noise of a difference of times must not turn 1.0 into 0.999...9.
-            second_per_grid=round(float(step), 9),
-            even={"auto": even, "scalar": True, "true": False}[self.settings.times],
-        )
+        # 9 decimals: the noise of a difference of times must not turn 1.0 into 0.999...9.
+        chosen = {"auto": even, "scalar": True, "true": False}[self.settings.times]
+        return round(float(step), 9), chosen
 
     def cells(self, visual: Visual) -> int:
-        """Returns the number of token positions that a visual takes: t*h*w / merge^2."""
+        """Returns the number of placeholder tokens that a visual takes: t*h*w / merge^2."""
         return math.prod(visual.grid) // self.config.vision.merge**2
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
@@ -202,20 +219,21 @@ class Processor:
 
         `visuals` are in the order of the placeholders in `text`; ValueError where number or kind
         disagree. Special tokens in `text` count as such: see `escape` for text from elsewhere.
+
+        A video of Qwen3-VL grows into one block per temporal grid, `<1.5 seconds><|vision_start|>`,
+        the cells, `<|vision_end|>`; `hf_compat` says whether the vision tokens of `text` stay
+        around them. In both families a text may be cut behind any `<|vision_end|>`, and the ids
+        of its parts make up those of the whole: each part then holds all that a placeholder grows
+        into and the text in front, with which the first stamp may share a token.
         """
-        kinds = {self.config.image_token: "image", self.config.video_token: "video"}
-        ids: list[int] = []
-        shown: list[str] = []
-        for piece in self._tokenizer.pieces(text):
-            if piece[0] in kinds:
-                cells = self.cells(visuals[len(shown)]) if len(shown) < len(visuals) else 1
-                shown.append(kinds[piece[0]])
-                piece = piece * cells
-            ids += piece
+        found = _PLACEHOLDER.findall(text)
+        shown = ["image" if placeholder == _IMAGE else "video" for placeholder in found]
         given = [visual.kind for visual in visuals]
         if shown != given:
             raise ValueError(f"the prompt shows {_listed(shown)}; given were {_listed(given)}")
-        return ids
+        following = iter(visuals)
+        grown = _PLACEHOLDER.sub(lambda match: self._grown(match[0], next(following)), text)
+        return self._tokenizer.encode(grown)
 
     def plain(self, text: str) -> list[int]:
         """Turns text that nobody vouches for into token ids, none of them special."""
@@ -253,7 +271,8 @@ class Processor:
 
         Rows are padded to the longest, or to `length`. `second_per_grid_ts` holds every video's
         mean spacing; `grid_seconds` is None where all videos are even, else one array per video,
-        empty for the even ones, for which the scalar stays in force. Raises ValueError.
+        empty for the even ones, for which the scalar stays in force. Both are None in Qwen3-VL.
+        Raises ValueError.
         """
         visuals = [()] * len(prompts) if visuals is None else visuals
         if len(visuals) != len(prompts):
@@ -276,10 +295,21 @@ class Processor:
             mask[index, start : start + len(row)] = True
         return Inputs(ids, mask, **visual_fields([v for own in visuals for v in own]))
 
+    def _grown(self, placeholder: str, visual: Visual) -> str:
+        """What the tokenizer sees in place of one visual's placeholder."""
+        cells = self.cells(visual)
+        if visual.kind == "image":
+            return _IMAGE * cells
+        if not self._stamped:
+            return placeholder.replace(_VIDEO, _VIDEO * cells)
+        block = f"{_START}{_VIDEO * (cells // visual.grid[0])}{_END}"
+        blocks = "".join(f"<{seconds:.1f} seconds>{block}" for seconds in visual.seconds)
+        return blocks if self.settings.hf_compat == "4.57" else placeholder.replace(_VIDEO, blocks)
+
     def _patches(self, frames: np.ndarray, kind: Literal["image", "video"]):
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise ValueError(f"frames must be RGB in uint8, not {frames.dtype} {frames.shape}")
-        size = self.frame_size(*frames.shape[1:3], kind=kind)
+        size = self.frame_size(*frames.shape[1:3], kind, frames=len(frames))
         resized = np.stack([resize(frame, size) for frame in frames])
         return patchify(resized, self.config.vision, self.settings.mean, self.settings.std)
 
@@ -295,7 +325,8 @@ def visual_fields(visuals: Sequence[Visual]) -> dict[str, Any]:
     if videos:
         arrays["pixel_values_videos"] = np.concatenate([visual.patches for visual in videos])
         arrays["video_grid_thw"] = np.array([visual.grid for visual in videos], np.int32)
-        arrays["second_per_grid_ts"] = np.array([visual.second_per_grid for visual in videos])
+        if videos[0].second_per_grid is not None:
+            arrays["second_per_grid_ts"] = np.array([visual.second_per_grid for visual in videos])
         if not all(visual.even for visual in videos):
             arrays["grid_seconds"] = tuple(
                 np.array(() if visual.even else visual.seconds, np.float64) for visual in videos
@@ -310,67 +341,13 @@ def _listed(kinds: Sequence[str]) -> str:
 
 def _check_ids(special: Mapping[str, int], config: VLMConfig) -> None:
     wanted = {
-        "<|image_pad|>": config.image_token,
-        "<|video_pad|>": config.video_token,
-        "<|vision_start|>": config.vision_start_token,
-        "<|vision_end|>": config.vision_end_token,
+        _IMAGE: config.image_token,
+        _VIDEO: config.video_token,
+        _START: config.vision_start_token,
+        _END: config.vision_end_token,
     }
     for name, index in wanted.items():
         if special.get(name) != index:
             raise ProcessorError(
                 f"{name} has id {special.get(name)} in the tokenizer, {index} in config.json"
             )
-
-
-def _read_settings(directory: Path, vision: VisionConfig) -> ProcessorSettings:
-    # One file per kind, or (newer releases) both in processor_config.json.
-    both = read_json(directory / "processor_config.json")
-    image = read_json(directory / "preprocessor_config.json") or both.get("image_processor", {})
-    video = read_json(directory / "video_preprocessor_config.json") or both.get(
-        "video_processor", {}
-    )
-    for name, own in (("image", image), ("video", video)):
-        for key, value in _tower_keys(vision).items():
-            if own.get(key, value) != value:
-                raise ProcessorError(
-                    f"{directory}: {name} processor has {key} {own[key]}, the tower {value}"
-                )
-    defaults = ProcessorSettings()
-    return ProcessorSettings(
-        image_pixels=_limits(image, defaults.image_pixels),
-        # Without a file of its own a video keeps the family's limits, not those of images.
-        video_pixels=_limits(video, defaults.video_pixels),
-        mean=tuple(image.get("image_mean", defaults.mean)),
-        std=tuple(image.get("image_std", defaults.std)),
-    )
-
-
-def _write_settings(directory: Path, settings: ProcessorSettings, vision: VisionConfig) -> None:
-    for kind, file, (least, most) in (
-        ("image", "preprocessor_config.json", settings.image_pixels),
-        ("video", "video_preprocessor_config.json", settings.video_pixels),
-    ):
-        content = {
-            f"{kind}_processor_type": f"Qwen2VL{kind.title()}Processor",
-            "processor_class": "Qwen2_5_VLProcessor",
-            "size": {"shortest_edge": least, "longest_edge": most},
-            **_tower_keys(vision),
-            "image_mean": list(settings.mean),
-            "image_std": list(settings.std),
-        }
-        write_json(directory / file, content)
-
-
-def _tower_keys(vision: VisionConfig) -> dict[str, int]:
-    return {
-        "patch_size": vision.patch,
-        "temporal_patch_size": vision.temporal_patch,
-        "merge_size": vision.merge,
-    }
-
-
-def _limits(own: Mapping[str, Any], default: tuple[int, int]) -> tuple[int, int]:
-    size = own.get("size") or {}
-    least = own.get("min_pixels") or size.get("shortest_edge") or default[0]
-    most = own.get("max_pixels") or size.get("longest_edge") or default[1]
-    return int(least), int(most)

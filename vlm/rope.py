@@ -21,6 +21,15 @@ def section_axes(sections: tuple[int, ...]) -> Int[np.ndarray, " half"]:
     return np.repeat(np.arange(len(sections)), sections)
 
 
+def interleaved_axes(sections: tuple[int, ...]) -> Int[np.ndarray, " half"]:
+    """As `section_axes` for interleaved sections (Qwen3-VL): height turns every third frequency
+    from 1 on and width from 2 on, as many as its section counts; time turns the rest."""
+    axes = np.zeros(sum(sections), np.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * sections[axis] : 3] = axis
+    return axes
+
+
 def multimodal_angles(
     positions: Int[Array, "3 *rows"], axes: Int[np.ndarray, " half"], theta: float
 ) -> Float[Array, "*rows half"]:

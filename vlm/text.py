@@ -1,4 +1,4 @@
-"""The Qwen2.5 decoder over rows that may share a prefix, with its key-value cache as a pytree."""
+"""The decoders, over rows that may share a prefix, with their key-value cache as a pytree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlm.attention import attend
 from vlm.config import TextConfig
 from vlm.layers import GatedMLP, RMSNorm, linear, scan, stack
-from vlm.rope import multimodal_angles, rotate, section_axes
+from vlm.rope import interleaved_axes, multimodal_angles, rotate, section_axes
 
 
 @jax.tree_util.register_dataclass
@@ -44,22 +44,28 @@ class Cache:
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with biases on q, k and v."""
+    """Grouped-query attention; biases on q, k and v, or RMSNorm on the heads of q and k."""
 
     def __init__(self, config: TextConfig, *, dtype, rngs: nnx.Rngs):
         heads, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
         kwargs = {"dtype": dtype, "rngs": rngs}
         self.head_dim = config.head_dim
-        self.q = linear(config.hidden, heads, bias=True, **kwargs)
-        self.k = linear(config.hidden, kv, bias=True, **kwargs)
-        self.v = linear(config.hidden, kv, bias=True, **kwargs)
+        self.q = linear(config.hidden, heads, bias=config.qkv_bias, **kwargs)
+        self.k = linear(config.hidden, kv, bias=config.qkv_bias, **kwargs)
+        self.v = linear(config.hidden, kv, bias=config.qkv_bias, **kwargs)
         self.o = linear(heads, config.hidden, bias=False, **kwargs)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps, **kwargs)
+            self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps, **kwargs)
 
     def __call__(self, x, angles, mask, slot, own, prefix):
         """Returns the mixed values and the rows' own keys and values after this chunk."""
         q, k, v = (
             part(x).reshape(*x.shape[:3], -1, self.head_dim) for part in (self.q, self.k, self.v)
         )
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, angles), rotate(k, angles)
         if own is not None:
             k = jax.lax.dynamic_update_slice_in_dim(own[0], k, slot, axis=2)
@@ -100,6 +106,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "3 B N T"],
         valid: Bool[Array, "B N T"],
         *,
+        deepstack: Float[Array, "taps B N T D"] | None = None,
         prefix: Cache | None = None,
         own: Cache | None = None,
         slot: Int[Array, ""] | int = 0,
@@ -114,6 +121,7 @@ class Decoder(nnx.Module):
           x: embeddings.
           positions: time, height and width position of each token.
           valid: False at padding.
+          deepstack: what is added to the output of layer i, for the first layers; zero at text.
           prefix: cache with N = 1, shared by the rows of a prompt; read, never copied.
           own: the rows' cache so far, to be written at `slot`; None starts one of T slots.
           slot: first slot of this chunk in `own`.
@@ -130,14 +138,22 @@ class Decoder(nnx.Module):
             own_kv = (own.k, own.v)
         causal = jnp.arange(seen.shape[2])[None, :] <= slot + jnp.arange(length)[:, None]
         mask = seen[:, :, None, :] & causal[None, None]
-        axes = section_axes(self.config.rope_sections)
+        sections = self.config.rope_sections
+        interleaved = self.config.rope_interleaved
+        axes = interleaved_axes(sections) if interleaved else section_axes(sections)
         angles = multimodal_angles(positions, axes, self.config.rope_theta)
         prefix_kv = None if prefix is None else (prefix.k[:, :, 0], prefix.v[:, :, 0])
 
-        def body(layer, x, caches):
-            own, shared = caches
+        def body(layer, x, inputs):
+            number, own, shared = inputs
             shared = None if shared is None else (*shared, prefix.valid[:, 0])
-            return layer(x, angles, mask, slot, own, shared)
+            x, own = layer(x, angles, mask, slot, own, shared)
+            if deepstack is not None:
+                x = jax.lax.cond(
+                    number < len(deepstack), lambda x: x + deepstack[number], lambda x: x, x
+                )
+            return x, own
 
-        x, (k, v) = scan(self.layers, body, x, (own_kv, prefix_kv), remat=remat)
+        numbers = jnp.arange(self.config.layers)
+        x, (k, v) = scan(self.layers, body, x, (numbers, own_kv, prefix_kv), remat=remat)
         return self.norm(x), Cache(k, v, seen)

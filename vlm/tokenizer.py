@@ -125,13 +125,15 @@ class ChatTokenizer:
             add_generation_prompt=add_generation_prompt,
         )
 
-    def pieces(self, text: str) -> list[list[int]]:
-        """Turns text into token ids in pieces: each special token alone, the text between whole."""
-        return [
-            [self.special[piece]] if piece in self.special else self._plain(piece)
-            for piece in self._split.split(text)
-            if piece
-        ]
+    def encode(self, text: str) -> list[int]:
+        """Turns text into token ids; special tokens in it count as such, and as borders."""
+        ids: list[int] = []
+        for piece in self._split.split(text):
+            if piece in self.special:
+                ids.append(self.special[piece])
+            elif piece:
+                ids += self._plain(piece)
+        return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool) -> str:
         """Turns token ids into text."""

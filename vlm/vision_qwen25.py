@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from vlm.attention import attend
-from vlm.config import VisionConfig
+from vlm.attention import attend_within
+from vlm.config import Qwen25Vision
 from vlm.frames import Frames
 from vlm.layers import GatedMLP, RMSNorm, linear, scan, stack
 from vlm.rope import rotate, vision_angles
@@ -18,7 +18,7 @@ from vlm.rope import rotate, vision_angles
 class VisionBlock(nnx.Module):
     """Pre-norm attention and gated MLP over the patches of each frame."""
 
-    def __init__(self, config: VisionConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen25Vision, *, dtype, rngs: nnx.Rngs):
         width, kwargs = config.hidden, {"dtype": dtype, "rngs": rngs}
         self.heads = config.heads
         self.norm1 = RMSNorm(width, eps=config.norm_eps, **kwargs)
@@ -41,25 +41,18 @@ class VisionBlock(nnx.Module):
         q, k = rotate(q, angles), rotate(k, angles)
         mixed = jax.lax.cond(
             full,
-            lambda *args: _attend_within(*args, run=x.shape[1]),
-            lambda *args: _attend_within(*args, run=window),
+            lambda *args: attend_within(*args, run=x.shape[1]),
+            lambda *args: attend_within(*args, run=window),
             *(q, k, v, valid),
         )
         x = x + self.proj(mixed.reshape(x.shape))
         return x + self.mlp(self.norm2(x))
 
 
-def _attend_within(q: Array, k: Array, v: Array, valid: Array, *, run: int) -> Array:
-    """Attention within consecutive runs of `run` patches of [F, S, heads, head_dim]."""
-    q_run, k_run, v_run = (part.reshape(-1, 1, run, *part.shape[2:]) for part in (q, k, v))
-    mask = jnp.broadcast_to(valid.reshape(-1, 1, 1, run), (q_run.shape[0], 1, run, run))
-    return attend(q_run, k_run, v_run, mask).reshape(q.shape)
-
-
 class Merger(nnx.Module):
     """Joins merge^2 neighbouring patches into one token of the decoder's width."""
 
-    def __init__(self, config: VisionConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen25Vision, *, dtype, rngs: nnx.Rngs):
         joined, kwargs = config.hidden * config.merge**2, {"dtype": dtype, "rngs": rngs}
         self.norm = RMSNorm(config.hidden, eps=config.norm_eps, **kwargs)
         self.fc1 = linear(joined, joined, bias=True, **kwargs)
@@ -70,10 +63,10 @@ class Merger(nnx.Module):
         return self.fc2(jax.nn.gelu(self.fc1(joined), approximate=False))
 
 
-class VisionTower(nnx.Module):
+class Qwen25Tower(nnx.Module):
     """Patches of frames -> merged visual tokens; window attention, full at `full_layers`."""
 
-    def __init__(self, config: VisionConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen25Vision, *, dtype, rngs: nnx.Rngs):
         self.config = config
         self.patch_embed = linear(
             config.patch_features, config.hidden, bias=False, dtype=dtype, rngs=rngs

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class WeightsError(ValueError):
 
 # (parameter path in `Model`, tensor name on the hub). `{}` is the layer number: the tensors of all
 # layers are stacked on our first axis. Dense kernels are [out, in] there and [in, out] here.
-_TABLE = [
+_QWEN25_VISION = [
     ("vision.patch_embed.kernel", "visual.patch_embed.proj.weight"),
     ("vision.blocks.norm1.scale", "visual.blocks.{}.norm1.weight"),
     ("vision.blocks.qkv.kernel", "visual.blocks.{}.attn.qkv.weight"),
@@ -50,12 +51,43 @@ _TABLE = [
     ("vision.merger.fc1.bias", "visual.merger.mlp.0.bias"),
     ("vision.merger.fc2.kernel", "visual.merger.mlp.2.weight"),
     ("vision.merger.fc2.bias", "visual.merger.mlp.2.bias"),
+]
+_QWEN3_VISION = [
+    ("vision.patch_embed.kernel", "visual.patch_embed.proj.weight"),
+    ("vision.patch_embed.bias", "visual.patch_embed.proj.bias"),
+    ("vision.positions.embedding", "visual.pos_embed.weight"),
+    ("vision.blocks.norm1.scale", "visual.blocks.{}.norm1.weight"),
+    ("vision.blocks.norm1.bias", "visual.blocks.{}.norm1.bias"),
+    ("vision.blocks.qkv.kernel", "visual.blocks.{}.attn.qkv.weight"),
+    ("vision.blocks.qkv.bias", "visual.blocks.{}.attn.qkv.bias"),
+    ("vision.blocks.proj.kernel", "visual.blocks.{}.attn.proj.weight"),
+    ("vision.blocks.proj.bias", "visual.blocks.{}.attn.proj.bias"),
+    ("vision.blocks.norm2.scale", "visual.blocks.{}.norm2.weight"),
+    ("vision.blocks.norm2.bias", "visual.blocks.{}.norm2.bias"),
+    ("vision.blocks.fc1.kernel", "visual.blocks.{}.mlp.linear_fc1.weight"),
+    ("vision.blocks.fc1.bias", "visual.blocks.{}.mlp.linear_fc1.bias"),
+    ("vision.blocks.fc2.kernel", "visual.blocks.{}.mlp.linear_fc2.weight"),
+    ("vision.blocks.fc2.bias", "visual.blocks.{}.mlp.linear_fc2.bias"),
+    *(
+        (f"vision.{ours}.{part}.{kind}", f"visual.{theirs}.{name}.{hub_kind}")
+        for ours, theirs in (("merger", "merger"), ("deepstack", "deepstack_merger_list.{}"))
+        for part, kinds, name in (
+            ("norm", ("scale", "bias"), "norm"),
+            ("fc1", ("kernel", "bias"), "linear_fc1"),
+            ("fc2", ("kernel", "bias"), "linear_fc2"),
+        )
+        for kind, hub_kind in zip(kinds, ("weight", "bias"), strict=True)
+    ),
+]
+_TEXT = [
     ("embed.embedding", "model.embed_tokens.weight"),
     ("decoder.layers.norm1.scale", "model.layers.{}.input_layernorm.weight"),
     ("decoder.layers.attention.q.kernel", "model.layers.{}.self_attn.q_proj.weight"),
     ("decoder.layers.attention.q.bias", "model.layers.{}.self_attn.q_proj.bias"),
+    ("decoder.layers.attention.q_norm.scale", "model.layers.{}.self_attn.q_norm.weight"),
     ("decoder.layers.attention.k.kernel", "model.layers.{}.self_attn.k_proj.weight"),
     ("decoder.layers.attention.k.bias", "model.layers.{}.self_attn.k_proj.bias"),
+    ("decoder.layers.attention.k_norm.scale", "model.layers.{}.self_attn.k_norm.weight"),
     ("decoder.layers.attention.v.kernel", "model.layers.{}.self_attn.v_proj.weight"),
     ("decoder.layers.attention.v.bias", "model.layers.{}.self_attn.v_proj.bias"),
     ("decoder.layers.attention.o.kernel", "model.layers.{}.self_attn.o_proj.weight"),
@@ -66,6 +98,7 @@ _TABLE = [
     ("decoder.norm.scale", "model.norm.weight"),
     ("head.kernel", "lm_head.weight"),
 ]
+_TABLES = {"qwen2_5_vl": dict(_QWEN25_VISION + _TEXT), "qwen3_vl": dict(_QWEN3_VISION + _TEXT)}
 
 
 @dataclass(frozen=True)
@@ -107,7 +140,7 @@ def _entries(config: VLMConfig, dtype=jnp.bfloat16) -> tuple[nnx.GraphDef, dict,
     """The model's graph, its flat abstract state by path, and one entry a parameter."""
     graph, state = nnx.split(abstract_model(config, dtype=dtype))
     flat = dict(nnx.to_flat_state(state))
-    table = dict(_TABLE)
+    table = _TABLES[config.family]
     vision = config.vision
     conv = (vision.channels, vision.temporal_patch, vision.patch, vision.patch)
     entries = []
@@ -115,6 +148,7 @@ def _entries(config: VLMConfig, dtype=jnp.bfloat16) -> tuple[nnx.GraphDef, dict,
         ours, shape = ".".join(path), tuple(leaf.shape)
         name = table[ours]
         stacked = "{}" in name
+        name = _published(name, config.family)
         names = tuple(name.format(i) for i in range(shape[0])) if stacked else (name,)
         is_conv = ours == "vision.patch_embed.kernel"
         entries.append(_Entry(path, shape, names, stacked, conv if is_conv else None))
@@ -126,10 +160,18 @@ def hub_names(config: VLMConfig) -> dict[str, tuple[int, ...]]:
     return {name: e.hub_shape for e in _entries(config)[2] for name in e.names}
 
 
-def _published(name: str) -> str:
-    """The hub's spelling of a name; newer files say `model.visual`, `model.language_model`."""
+def _published(name: str, family: str) -> str:
+    """A tensor name as the family's published files spell it.
+
+    Files differ in `model.` before `visual.` and in `language_model.` behind `model.`: Qwen3-VL was
+    published with them, Qwen2.5-VL without, and `transformers` has saved both either way.
+    """
     name = re.sub(r"^model\.visual\.", "visual.", name)
-    return re.sub(r"^model\.language_model\.", "model.", name)
+    name = re.sub(r"^model\.language_model\.", "model.", name)
+    if family == "qwen3_vl":
+        name = re.sub(r"^model\.", "model.language_model.", name)
+        name = re.sub(r"^visual\.", "model.visual.", name)
+    return name
 
 
 def _indexed(index: Path) -> list[Path]:
@@ -145,74 +187,97 @@ def _indexed(index: Path) -> list[Path]:
 
 
 class _Checkpoint:
-    """Tensors of a directory's safetensors files, by published name, read one at a time."""
+    """The safetensors files of a directory, opened one after the other."""
 
-    def __init__(self, directory: Path):
-        files = sorted(directory.glob("*.safetensors"))
-        index = directory / _INDEX
-        if index.exists():
-            files = _indexed(index)
-        if not files:
-            pickled = sorted(p.name for p in directory.glob("*.bin")) + sorted(
-                p.name for p in directory.glob("*.pt*")
-            )
-            raise WeightsError(
-                f"{directory}: {pickled[0]} is a pickle, which can run code when read, and is "
-                "refused; save the model as safetensors"
-                if pickled
-                else f"{directory}: no *.safetensors file"
-            )
-        missing = [path.name for path in files if not path.is_file()]
-        if missing:
-            raise WeightsError(f"{directory}: the index names files that are missing: {missing}")
-        self._where: dict[str, tuple] = {}
-        for path in files:
+    def __init__(self, directory: Path, family: str):
+        self._files, self._family = _files(directory), family
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Of every tensor, by published name; `dtypes` likewise."""
+        self.dtypes: dict[str, str] = {}
+        for path in self._files:
             try:
-                handle = safe_open(path, framework="np")
+                with safe_open(path, framework="np") as file:
+                    for name in file.keys():  # noqa: SIM118 (a safetensors handle, not a mapping)
+                        published = _published(name, family)
+                        if published in self.shapes:
+                            raise WeightsError(f"{path}: {name} is stored twice in {directory}")
+                        part = file.get_slice(name)
+                        self.shapes[published] = tuple(part.get_shape())
+                        self.dtypes[published] = part.get_dtype()
             except (SafetensorError, OSError) as error:
                 raise WeightsError(f"{path}: not a readable safetensors file ({error})") from None
-            for name in handle.keys():  # noqa: SIM118 (a safetensors handle, not a mapping)
-                published = _published(name)
-                if published in self._where:
-                    raise WeightsError(f"{path}: {name} is stored twice in {directory}")
-                self._where[published] = (handle, name)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {
-            published: tuple(handle.get_slice(name).get_shape())
-            for published, (handle, name) in self._where.items()
-        }
-
-    def dtypes(self) -> dict[str, str]:
-        return {
-            published: handle.get_slice(name).get_dtype()
-            for published, (handle, name) in self._where.items()
-        }
-
-    def __getitem__(self, published: str) -> np.ndarray:
-        handle, name = self._where[published]
-        return handle.get_tensor(name)
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Every tensor with its published name; one file is mapped into memory at a time."""
+        for path in self._files:
+            with safe_open(path, framework="np") as file:
+                for name in file.keys():  # noqa: SIM118
+                    yield _published(name, self._family), file.get_tensor(name)
 
 
-def load_weights(directory: str | Path, config: VLMConfig, *, dtype=jnp.bfloat16) -> Model:
+def _files(directory: Path) -> list[Path]:
+    index = directory / _INDEX
+    files = _indexed(index) if index.exists() else sorted(directory.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(p.name for pattern in ("*.bin", "*.pt*") for p in directory.glob(pattern))
+        raise WeightsError(
+            f"{directory}: {pickled[0]} is a pickle, which can run code when read, and is "
+            "refused; save the model as safetensors"
+            if pickled
+            else f"{directory}: no *.safetensors file"
+        )
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise WeightsError(f"{directory}: the index names files that are missing: {missing}")
+    return files
+
+
+def load_weights(
+    directory: str | Path,
+    config: VLMConfig,
+    *,
+    dtype=jnp.bfloat16,
+    place: Callable[[str, np.ndarray], Array] | None = None,
+) -> Model:
     """Reads a Hugging Face directory (one or several safetensors files) into a `Model`.
 
-    Tensors of any floating dtype are cast to `dtype`. Nothing is unpickled and nothing is run.
+    Tensors of any floating dtype are cast to `dtype`, file by file: the host holds the model once
+    in that dtype and one file beside it. Nothing is unpickled and nothing is run.
+
+    Args:
+      directory: holds the safetensors files.
+      config: says which tensors there must be.
+      dtype: of the parameters.
+      place: (dotted path, host array) -> device array, to put a parameter straight where it is
+        sharded to; the default is the default device.
 
     Raises:
       WeightsError: names that are missing, not used, of another shape or not of a floating dtype,
         all of them listed; or files that are missing, damaged, or pickles.
     """
     directory = Path(directory)
-    checkpoint = _Checkpoint(directory)
+    checkpoint = _Checkpoint(directory, config.family)
     graph, flat, entries = _entries(config, dtype)
-    _report(directory, {n: e.hub_shape for e in entries for n in e.names}, checkpoint, config)
-    for entry in entries:
-        array = np.empty(entry.shape, dtype)
-        for i, name in enumerate(entry.names):
-            array[i if entry.stacked else ...] = entry.from_hub(checkpoint[name])
-        flat[entry.path] = flat[entry.path].replace(jnp.asarray(array))
+    wanted = {name: (entry, i) for entry in entries for i, name in enumerate(entry.names)}
+    _report(directory, {n: e.hub_shape for n, (e, _) in wanted.items()}, checkpoint, config)
+    arrays = {entry.path: _aligned(entry.shape, np.dtype(dtype)) for entry in entries}
+    for name, tensor in checkpoint.tensors():
+        if name in wanted:
+            entry, i = wanted[name]
+            arrays[entry.path][i if entry.stacked else ...] = entry.from_hub(tensor)
+    for path in list(arrays):
+        array = arrays.pop(path)
+        # Where the device is the host itself, an aligned array becomes the parameter uncopied.
+        placed = jax.device_put(array) if place is None else place(".".join(path), array)
+        flat[path] = flat[path].replace(placed)
     return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array whose data starts at a multiple of 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def random_weights(config: VLMConfig, *, seed: int = 0, dtype=jnp.bfloat16) -> Model:
@@ -233,7 +298,7 @@ def random_weights(config: VLMConfig, *, seed: int = 0, dtype=jnp.bfloat16) -> M
 
 
 def _report(directory: Path, wanted: dict, checkpoint: _Checkpoint, config: VLMConfig) -> None:
-    found = checkpoint.shapes()
+    found = dict(checkpoint.shapes)
     if config.text.tied:
         found.pop("lm_head.weight", None)  # a tied head may be stored as well; it is the embedding
     lines = [f"missing: {name} {wanted[name]}" for name in wanted if name not in found]
@@ -245,7 +310,7 @@ def _report(directory: Path, wanted: dict, checkpoint: _Checkpoint, config: VLMC
     ]
     lines += [
         f"dtype of {name}: {dtype}; supported: {', '.join(_DTYPES)}"
-        for name, dtype in checkpoint.dtypes().items()
+        for name, dtype in checkpoint.dtypes.items()
         if name in wanted and dtype not in _DTYPES
     ]
     if lines:

@@ -13,25 +13,29 @@ from surprise.trace import Context, Sampling, VideoModel
 from vlm.model import encode, logits, prepare, run
 from vlm.processor import Visual
 
-K, SIZE = 6, (84, 140)
-RNG = np.random.default_rng(0)
-FRAMES = RNG.integers(0, 256, (K, *SIZE, 3), dtype=np.uint8)
+K = 6
 SECONDS = np.arange(K) * 7.3
 VIEWS = [tuple(range(max(0, k - 4), k)) for k in range(1, K)] + [(k,) for k in range(1, K)]
 VIEWS += [(k - 1, k) for k in range(1, K)]
 ANSWERS = ["the red circle moves left", "it stops", "a blue square bounces off the wall"]
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return vlm.load("tiny", dtype="float32")
+@pytest.fixture(scope="module", params=["tiny", "tiny-qwen3"])
+def tiny(request):
+    return vlm.load(request.param, dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def viewer(tiny):
+def frames(tiny):
+    side = tiny.config.vision.factor
+    return np.random.default_rng(0).integers(0, 256, (K, 3 * side, 5 * side, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def viewer(tiny, frames):
     viewer = Viewer(tiny)
-    viewer.add("clip", FRAMES, SECONDS, VIEWS)
-    viewer.add("other", FRAMES[::-1], SECONDS * 2, VIEWS)
+    viewer.add("clip", frames, SECONDS, VIEWS)
+    viewer.add("other", frames[::-1], SECONDS * 2, VIEWS)
     return viewer
 
 
@@ -40,12 +44,9 @@ def _context(step, history="Earlier: a ball rolls <|image_pad|> in.", video="cli
     return Context(video, step, "You see videos.", history, window)
 
 
-def _whole(tiny, context, places, question, answer):
+def _whole(tiny, frames, context, places, question, answer):
     """Log-probabilities of an answer's tokens by one uncached forward over the whole prompt."""
-    processor = tiny.processor
-    frames, seconds = (FRAMES, SECONDS)
-    if context.video == "other":
-        frames, seconds = FRAMES[::-1], SECONDS * 2
+    processor, seconds = tiny.processor, SECONDS
     content = [{"type": "text", "text": context.history}] * bool(context.history)
     content.append({"type": "video"})
     visuals = [_visual(processor, frames, seconds, context.window, "video")]
@@ -83,7 +84,7 @@ def _visual(processor, frames, seconds, places, kind) -> Visual:
 
 @pytest.mark.parametrize("step", [1, 4, 5])
 @pytest.mark.parametrize("places", [(), "frame", "pair"])
-def test_nll_equals_one_uncached_forward(tiny, viewer, step, places):
+def test_nll_equals_one_uncached_forward(tiny, frames, viewer, step, places):
     places = {"frame": (step,), "pair": (step - 1, step)}.get(places, ())
     context = _context(step)
     state = viewer.look([context])
@@ -91,15 +92,15 @@ def test_nll_equals_one_uncached_forward(tiny, viewer, step, places):
         state = viewer.observe(state, [places])
     sums, counts = viewer.nll(state, "What happens?", [ANSWERS])
     for n, answer in enumerate(ANSWERS):
-        logprobs = _whole(tiny, context, places, "What happens?", answer)
+        logprobs = _whole(tiny, frames, context, places, "What happens?", answer)
         assert counts[0, n] == len(logprobs)
         np.testing.assert_allclose(sums[0, n], -logprobs.sum(), atol=1e-4)
 
 
-def test_true_times_reach_the_positions(tiny, viewer):
+def test_true_times_reach_the_prompt(tiny, frames, viewer):
     """Windows of the same frames at other times are other prompts."""
     slow = Viewer(tiny)
-    slow.add("clip", FRAMES, SECONDS * 3, VIEWS)
+    slow.add("clip", frames, SECONDS * 3, VIEWS)
     ours, theirs = (v.nll(v.look([_context(5)]), "Why?", [ANSWERS])[0] for v in (viewer, slow))
     assert np.abs(ours - theirs).max() > 1e-4
 
@@ -123,13 +124,13 @@ def test_a_batch_equals_its_rows(viewer):
         np.testing.assert_allclose(together[b][:, there], ask([b])[0][:, there], atol=2e-5)
 
 
-def test_p_yes_equals_one_uncached_forward(tiny, viewer):
+def test_p_yes_equals_one_uncached_forward(tiny, frames, viewer):
     context = _context(3)
     state = viewer.observe(viewer.look([context]), [(3,)])
     questions = ["Is it true? yes or no", "Does the red circle stop?"]
     [ours] = viewer.p_yes(state, [questions], ["yes", " yes", "Yes"], ["no"])
     for n, question in enumerate(questions):
-        p = {word: np.exp(_whole(tiny, context, (3,), question, word)[0]) for word in
+        p = {word: np.exp(_whole(tiny, frames, context, (3,), question, word)[0]) for word in
              ("yes", " yes", "Yes", "no")}  # fmt: skip
         yes = p["yes"] + p[" yes"] + p["Yes"]
         np.testing.assert_allclose(ours[n], yes / (yes + p["no"]), atol=1e-5)
@@ -158,10 +159,10 @@ def test_injected_markers_stay_text(viewer):
     assert len(hostile.prompts[0].rows) == len(plain.prompts[0].rows)
 
 
-def test_it_is_a_video_model_and_forgets_what_is_dropped(tiny, viewer):
+def test_it_is_a_video_model_and_forgets_what_is_dropped(tiny, frames, viewer):
     assert isinstance(viewer, VideoModel)
     short = Viewer(tiny)
-    short.add("clip", FRAMES, SECONDS, VIEWS)
+    short.add("clip", frames, SECONDS, VIEWS)
     short.drop("clip")
     with pytest.raises(KeyError):
         short.look([_context(2)])

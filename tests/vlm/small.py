@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vlm.config import TextConfig, VisionConfig, VLMConfig
+from vlm.config import Qwen25Vision, TextConfig, VLMConfig
 from vlm.model import Model
 
 # Compiling is most of these tests' time; unoptimised code takes half of it.
@@ -15,7 +15,7 @@ jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 # Windows of 2 x 2 merged cells, a cell of 2 x 2 patches; 8 values a patch.
 CONFIG = VLMConfig(
-    vision=VisionConfig(
+    vision=Qwen25Vision(
         depth=2, hidden=32, heads=2, mlp=48, out=32, channels=1, patch=2, temporal_patch=2,
         merge=2, window=8, full_layers=(1,),
     ),

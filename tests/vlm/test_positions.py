@@ -1,6 +1,6 @@
 """Rotary positions against hand-worked numbers, golden vectors and transformers itself.
 
-`python tests/vlm/test_positions.py` writes the golden file of the installed transformers release.
+`python tests/vlm/test_positions.py` writes the golden files of the installed transformers release.
 """
 
 import dataclasses
@@ -12,14 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vlm.config import TINY
+from vlm.config import FAMILIES, TINY, TINY_QWEN3
 from vlm.positions import HF_COMPAT, mrope_positions
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGE, VIDEO, START, END, TEXT = 7, 8, 4, 5, 100
 
 # Rows of a batch: a number is that many text tokens, a grid alone an image, a grid with a number a
-# video and its seconds per grid. (name, tokens_per_second, rows, padding side)
+# video and its seconds per grid; the last is read in Qwen2.5-VL only, like tokens_per_second.
+# (name, tokens_per_second, rows, padding side)
 CASES = [
     ("image", 2, [[2, (1, 4, 6), 3]], "right"),
     ("video 1.0", 2, [[2, ((3, 4, 4), 1.0), 2]], "right"),
@@ -37,7 +38,16 @@ CASES = [
 ]
 
 
-def build(rows, side):
+def blocks(grid, hf_compat):
+    """The ids of a Qwen3-VL video: every temporal grid behind its time, here of 3 to 5 tokens."""
+    t, h, w = grid
+    ids = []
+    for index in range(t):
+        ids += [TEXT] * (3 + index % 3) + [START, *[VIDEO] * (h * w // 4), END]
+    return ids if hf_compat == "4.57" else [START, *ids, END]
+
+
+def build(rows, side, family="qwen2_5_vl", hf_compat=HF_COMPAT[0]):
     """Token ids, mask, image grids, video grids and seconds of a batch described as in CASES."""
     ids, images, videos, seconds = [], [], [], []
     for row in rows:
@@ -51,7 +61,10 @@ def build(rows, side):
             (videos if is_video else images).append(grid)
             if is_video:
                 seconds.append(part[1])
-            own += [START, *[VIDEO if is_video else IMAGE] * (np.prod(grid) // 4), END]
+            if is_video and family == "qwen3_vl":
+                own += blocks(grid, hf_compat)
+            else:
+                own += [START, *[VIDEO if is_video else IMAGE] * (np.prod(grid) // 4), END]
         ids.append(own)
     width = max(map(len, ids))
     padded, mask = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), bool)
@@ -72,7 +85,9 @@ def oracle(ids, mask, images, videos, seconds, config):
     import torch
     import transformers
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
+    family = Qwen3VLModel if config.family == "qwen3_vl" else Qwen2_5_VLModel
     model = SimpleNamespace(
         config=SimpleNamespace(
             vision_config=SimpleNamespace(
@@ -86,39 +101,41 @@ def oracle(ids, mask, images, videos, seconds, config):
     tensors = {
         "image_grid_thw": None if images is None else torch.tensor(images.astype(np.int64)),
         "video_grid_thw": None if videos is None else torch.tensor(videos.astype(np.int64)),
-        "second_per_grid_ts": None
-        if seconds is None
-        else torch.tensor(seconds, dtype=torch.float32),
         "attention_mask": torch.tensor(mask.astype(np.int64)),
     }
+    if seconds is not None and family is Qwen2_5_VLModel:
+        tensors["second_per_grid_ts"] = torch.tensor(seconds, dtype=torch.float32)
     if not transformers.__version__.startswith("4."):
         kinds = (ids == IMAGE) + 2 * (ids == VIDEO)
         tensors["mm_token_type_ids"] = torch.tensor(kinds)
-        model.get_vision_position_ids = functools.partial(
-            Qwen2_5_VLModel.get_vision_position_ids, model
-        )
-    positions, delta = Qwen2_5_VLModel.get_rope_index(
-        model, torch.tensor(ids.astype(np.int64)), **tensors
-    )
+        model.get_vision_position_ids = functools.partial(family.get_vision_position_ids, model)
+    positions, delta = family.get_rope_index(model, torch.tensor(ids.astype(np.int64)), **tensors)
     lengths = mask.sum(1) if "mm_token_type_ids" in tensors else np.full(len(ids), ids.shape[1])
     return positions.numpy(), delta.numpy()[:, 0] + lengths
 
 
-def write_golden():
+def golden_path(family, release):
+    return GOLDEN / f"positions_{'qwen3_' * (family == 'qwen3_vl')}{release}.json"
+
+
+def configured(family, rate):
+    tiny = TINY_QWEN3 if family == "qwen3_vl" else TINY
+    return dataclasses.replace(tiny, tokens_per_second=rate)
+
+
+def write_golden(family):
     import transformers
 
-    version = ".".join(transformers.__version__.split(".")[:2])
+    release = ".".join(transformers.__version__.split(".")[:2])
     entries = []
     for name, rate, rows, side in CASES:
-        batch = build(rows, side)
-        config = dataclasses.replace(TINY, tokens_per_second=rate)
-        positions, following = oracle(*batch, config)
+        batch = build(rows, side, family, release)
+        positions, following = oracle(*batch, configured(family, rate))
         positions = np.where(batch[1], positions, 1)
         entries.append({"name": name, "positions": positions.tolist(), "next": following.tolist()})
     text = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
     head = json.dumps({"transformers": transformers.__version__})[:-1]
-    path = GOLDEN / f"positions_{version}.json"
-    path.write_text(f'{head}, "cases": [\n{text}\n]}}\n', encoding="utf-8")
+    golden_path(family, release).write_text(f'{head}, "cases": [\n{text}\n]}}\n', encoding="utf-8")
 
 
 def time_axis(positions, row=0):
@@ -126,15 +143,15 @@ def time_axis(positions, row=0):
 
 
 @pytest.mark.parametrize("hf_compat", HF_COMPAT)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[case[0] for case in CASES])
-def test_equals_golden(hf_compat, index):
-    golden = json.loads((GOLDEN / f"positions_{hf_compat}.json").read_text(encoding="utf-8"))
+def test_equals_golden(family, hf_compat, index):
+    golden = json.loads(golden_path(family, hf_compat).read_text(encoding="utf-8"))
     assert golden["transformers"].startswith(hf_compat)
     name, rate, rows, side = CASES[index]
-    config = dataclasses.replace(TINY, tokens_per_second=rate)
-    ids, mask, images, videos, seconds = build(rows, side)
+    ids, mask, images, videos, seconds = build(rows, side, family, hf_compat)
     positions, following = mrope_positions(
-        ids, mask, images, videos, seconds, None, config, hf_compat
+        ids, mask, images, videos, seconds, None, configured(family, rate), hf_compat
     )
     expected = golden["cases"][index]
     assert expected["name"] == name
@@ -238,7 +255,51 @@ def test_a_split_run_of_placeholders_is_an_error():
         mrope_positions(ids, np.ones((1, 5), bool), np.array([[1, 4, 4]]), None, None, None, TINY)
 
 
-def test_equals_the_installed_transformers():
+@pytest.mark.parametrize(
+    ("hf_compat", "first", "last"),
+    [("5.23", [0, 1, 2, 3, 4, 5], [18, 19, 20]), ("4.57", [0, 1, 2, 3, 4], [17, 18])],
+)
+def test_blocks_of_qwen3_by_hand(hf_compat, first, last):
+    """A video of two grids of 2 x 3 cells, their times of 3 and 4 tokens.
+
+    "5.23" has an outer pair around: one token more before, one more behind.
+    """
+    batch = build([[1, ((2, 4, 6), 9.0), 1]], "right", "qwen3_vl", hf_compat)
+    ids, mask, _, videos, _ = batch
+    positions, following = mrope_positions(
+        ids, mask, None, videos, None, None, TINY_QWEN3, hf_compat
+    )
+    a = len(first)
+    end_time_start = [a + 3, a + 4, a + 5, a + 6, a + 7, a + 8]
+    b = a + 9
+    assert positions[:, 0].tolist() == [
+        [*first, *[a] * 6, *end_time_start, *[b] * 6, *last],
+        [*first, *[a] * 3, *[a + 1] * 3, *end_time_start, *[b] * 3, *[b + 1] * 3, *last],
+        [*first, *[a, a + 1, a + 2] * 2, *end_time_start, *[b, b + 1, b + 2] * 2, *last],
+    ]
+    assert following.tolist() == [last[-1] + 1]
+
+
+def test_seconds_play_no_part_in_qwen3():
+    ids, mask, _, videos, seconds = build([[2, ((3, 4, 4), 7.5), 2]], "right", "qwen3_vl")
+    bare, _ = mrope_positions(ids, mask, None, videos, None, None, TINY_QWEN3)
+    times = (np.array([0.0, 4.0, 90.0]),)
+    timed, _ = mrope_positions(ids, mask, None, videos, seconds, times, TINY_QWEN3)
+    np.testing.assert_array_equal(bare, timed)
+
+
+def test_grids_of_qwen3_stand_apart():
+    """The layout of Qwen2.5-VL is an error there, and so is a grid that is missing."""
+    joined, mask, _, videos, _ = build([[1, ((2, 4, 4), 1.0), 1]], "right")
+    with pytest.raises(ValueError, match=r"more than 4 video placeholders .* here 4 x 4 patches"):
+        mrope_positions(joined, mask, None, videos, None, None, TINY_QWEN3)
+    apart, mask, _, videos, _ = build([[1, ((2, 4, 4), 1.0), 1]], "right", "qwen3_vl")
+    with pytest.raises(ValueError, match=r"8 video placeholders, but 1 video grids make 12"):
+        mrope_positions(apart, mask, None, videos + np.array([1, 0, 0]), None, None, TINY_QWEN3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_the_installed_transformers(family):
     pytest.importorskip("torch")
     draw = np.random.default_rng(0)
 
@@ -257,8 +318,8 @@ def test_equals_the_installed_transformers():
 
     for trial in range(60):
         rows = [[1, *(part() for _ in range(draw.integers(1, 5)))] for _ in range(3)]
-        batch = build(rows, ("left", "right")[trial % 2])
-        config = dataclasses.replace(TINY, tokens_per_second=int(draw.choice([2, 4, 25])))
+        batch = build(rows, ("left", "right")[trial % 2], family)
+        config = configured(family, int(draw.choice([2, 4, 25])))
         expected, after = oracle(*batch, config)
         ids, mask, images, videos, seconds = batch
         positions, following = mrope_positions(ids, mask, images, videos, seconds, None, config)
@@ -267,4 +328,5 @@ def test_equals_the_installed_transformers():
 
 
 if __name__ == "__main__":
-    write_golden()
+    for family in FAMILIES:
+        write_golden(family)

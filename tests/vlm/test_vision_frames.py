@@ -185,23 +185,14 @@ def test_windows_bound_what_a_patch_sees_and_full_layers_do_not(apply, graph_and
     assert (np.delete(windowed, left) > 1e-4).all()
 
 
-def test_remat_changes_neither_features_nor_gradients(graph_and_state, video):
+@pytest.mark.parametrize("remat", [False, True])
+def test_remat_reaches_the_blocks(graph_and_state, remat):
+    """That it changes no number is proved on the decoder: both fold through `layers.scan`."""
     graph, state = graph_and_state
-    patches, grid = video
-    laid, _ = lay_out(patches, np.array([grid]), CONFIG)
+    laid, _ = lay_out(numbered([[1, 4, 4]]), np.array([[1, 4, 4]]), CONFIG)
     laid = jax.tree.map(jnp.asarray, laid)
-
-    def value_and_gradient(remat):
-        def loss(state):
-            features = nnx.merge(graph, state)(laid, remat=remat)
-            return jnp.mean(jnp.where(laid.valid[:, ::4, None], features**2, 0))
-
-        return small.jit(jax.value_and_grad(loss))(state)
-
-    kept, again = value_and_gradient(False), value_and_gradient(True)
-    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
-        assert float(jnp.abs(a).max()) > 0
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max()))
+    equations = str(jax.make_jaxpr(lambda s: nnx.merge(graph, s)(laid, remat=remat))(state))
+    assert remat == ("checkpoint" in equations or "remat" in equations)
 
 
 def test_frames_are_a_pytree_of_arrays():

@@ -22,7 +22,7 @@ def read(config: Mapping) -> VLMConfig:
         vision_start_token=_size(config, "vision_start_token_id"),
         vision_end_token=_size(config, "vision_end_token_id"),
         # The class default of Qwen2.5-VL is 4; a checkpoint that leaves it out means that.
-        tokens_per_second=_size(vision, "tokens_per_second", 4),
+        tokens_per_second=_size(vision, "tokens_per_second", 4 if family == "qwen2_5_vl" else 2),
         family=family,
     )
 

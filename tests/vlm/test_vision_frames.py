@@ -13,7 +13,7 @@ import small
 from flax import nnx
 
 from vlm.frames import Frames, cell_coordinates, lay_out, window_order
-from vlm.vision_qwen25 import VisionTower
+from vlm.vision_qwen25 import Qwen25Tower
 
 CONFIG = small.CONFIG.vision  # windows of 2 x 2 merged cells, a cell of 2 x 2 patches
 X = -1
@@ -109,7 +109,7 @@ def test_grids_that_do_not_fit(grids, rows, options, says):
 
 @pytest.fixture(scope="module")
 def graph_and_state():
-    return small.drawn(lambda: VisionTower(CONFIG, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    return small.drawn(lambda: Qwen25Tower(CONFIG, dtype=jnp.float32, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_windows_bound_what_a_patch_sees_and_full_layers_do_not(apply, graph_and
 
     assert (difference(apply) > 1e-4).all()
     one = dataclasses.replace(CONFIG, depth=1, full_layers=())
-    graph, _ = small.drawn(lambda: VisionTower(one, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    graph, _ = small.drawn(lambda: Qwen25Tower(one, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     state = graph_and_state[1]
     first = nnx.State({**state, "blocks": jax.tree.map(lambda x: x[:1], state["blocks"])})
     windowed = difference(small.jit(nnx.merge(graph, first).__call__))
@@ -197,5 +197,5 @@ def test_remat_reaches_the_blocks(graph_and_state, remat):
 
 def test_frames_are_a_pytree_of_arrays():
     laid, _ = lay_out(numbered([[1, 2, 2]]), np.array([[1, 2, 2]]), CONFIG)
-    assert len(jax.tree.leaves(laid)) == 3
+    assert len(jax.tree.leaves(laid)) == 4
     assert isinstance(jax.tree.map(jnp.asarray, laid), Frames)

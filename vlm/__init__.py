@@ -1,4 +1,4 @@
-"""Qwen2.5-VL in Flax NNX: load it, run it, save it.
+"""Qwen2.5-VL and Qwen3-VL in Flax NNX: load them, run them, save them.
 
 vlm = load("path/to/Qwen2.5-VL-7B-Instruct")
 inputs = vlm.processor(["<|vision_start|><|video_pad|><|vision_end|>What happens?"], [[video]])

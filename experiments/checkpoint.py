@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax
 from flax import nnx
 
 from vlm import VLM
-from vlm.config import VLMConfig
-from vlm.loading import describe
-from vlm.processor import Processor
+from vlm.loading import describe, described
 from vlm.weights import abstract_model
 
 PARAMS = "params"
@@ -35,13 +32,12 @@ def load(directory: Path, *, dtype: str) -> VLM:
     """Reads what `save` has written; parameters are cast to `dtype`."""
     import orbax.checkpoint as ocp
 
-    config = VLMConfig.from_hf(json.loads((directory / "config.json").read_text()))
+    config, processor, trained = described(directory)
     graph, state = nnx.split(abstract_model(config, dtype=jax.numpy.dtype(dtype)))
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(directory.resolve() / PARAMS, _pure(state))
     nnx.replace_by_pure_dict(state, params)
-    processor = Processor.from_pretrained(directory, config)
-    return VLM(nnx.merge(graph, state), config, processor, str(directory))
+    return VLM(nnx.merge(graph, state), config, processor, str(directory), trained)
 
 
 def _pure(state: nnx.State) -> dict:

@@ -19,6 +19,8 @@ from vlm.weights import load_weights, random_weights, save_weights
 
 _BUNDLED = Path(__file__).parent / "tiny"
 _RANDOM = {"tiny": TINY, "tiny-qwen3": TINY_QWEN3, **NAMED}
+_UNTRAINED = "random_weights"
+"""Key of ours in a `config.json`, so that a saved random model is not taken for a trained one."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Data only: no pickle and no code ever leaves the hub for this machine.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
@@ -62,10 +64,10 @@ def load(source: str | Path, *, dtype: str = "bfloat16", hf_compat: str | None =
         processor = Processor.from_pretrained(_BUNDLED, config, **choices)
         return VLM(random_weights(config, dtype=jnp.dtype(dtype)), config, processor, name, False)
     directory = _directory(source)
-    config = VLMConfig.from_hf(_read_config(directory))
-    processor = Processor.from_pretrained(directory, config, **choices)
-    model = load_weights(directory, config, dtype=jnp.dtype(dtype))
-    return VLM(model, config, processor, name)
+    config, processor, trained = described(directory, **choices)
+    return VLM(
+        load_weights(directory, config, dtype=jnp.dtype(dtype)), config, processor, name, trained
+    )
 
 
 def save(vlm: VLM, directory: str | Path) -> None:
@@ -80,8 +82,18 @@ def describe(vlm: VLM, directory: str | Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     dtype = np.dtype(vlm.model.dtype).name
     config = vlm.config.to_hf() | {"dtype": dtype, "torch_dtype": dtype}
+    if not vlm.trained:
+        config[_UNTRAINED] = True
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     vlm.processor.save(directory)
+
+
+def described(directory: Path, **choices: str) -> tuple[VLMConfig, Processor, bool]:
+    """Reads what `describe` has written: configuration, processor, and whether it is trained."""
+    values = _read_config(directory)
+    config = VLMConfig.from_hf(values)
+    processor = Processor.from_pretrained(directory, config, **choices)
+    return config, processor, not values.get(_UNTRAINED)
 
 
 def with_tokens_of(config: VLMConfig, other: VLMConfig) -> VLMConfig:

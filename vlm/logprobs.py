@@ -45,7 +45,8 @@ def continuation_logprobs(
     """log p(token | prefix, the row's tokens before it) of N continuations of each prefix, nats.
 
     The prefix is shared by its N rows and never copied. `hidden` is the state of its last token,
-    which predicts the first token of every row. Values at padding carry no meaning.
+    which predicts the first token of every row. Rows are padded on the right, and values at
+    padding carry no meaning.
     """
     states, _ = run(model, rows, prefix=prefix)
     first = jnp.broadcast_to(hidden[:, None, None], (*states.shape[:2], 1, states.shape[-1]))

@@ -107,7 +107,8 @@ def test_named_sizes_take_the_bundled_tokenizer(name, monkeypatch):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_what_is_saved_is_loaded(little, directory, dtype):
     loaded = vlm.load(directory, dtype=dtype)
-    assert loaded.config == CONFIG and loaded.trained and loaded.name == str(directory)
+    assert loaded.config == CONFIG and loaded.name == str(directory)
+    assert not loaded.trained  # what was random is still known to be
     assert str(loaded.model.dtype) == dtype
     for name, value in parameters(little.model).items():
         found = np.asarray(parameters(loaded.model)[name])

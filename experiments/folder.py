@@ -33,12 +33,13 @@ class Folder:
         path = Path(out)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            (path / "failures.jsonl").write_text("")  # what failed before is tried again
+            traces = _read_traces(path / "trace.jsonl")
             before = path / "config.json"
-            if before.exists():
+            if traces and before.exists():
                 _check_same(path, json.loads(before.read_text()), config)
             before.write_text(json.dumps(config, indent=2) + "\n")
-            return cls(path, _read_traces(path / "trace.jsonl"))
+            (path / "failures.jsonl").write_text("")  # what failed before is tried again
+            return cls(path, traces)
         except OSError as error:
             raise UsageError(f"--out={out}: {error.strerror or error}") from None
 

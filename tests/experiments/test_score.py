@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+import vlm
 from data.shapes import write_mp4
 from experiments.cli import main
 
@@ -232,6 +234,29 @@ def test_a_wrong_call_is_one_line_and_status_2(arguments, says, movies, tmp_path
     assert main(["score", out, *filled]) == 2
     errors = capfd.readouterr().err
     assert says in errors and errors.count("\n") == 1 and "Traceback" not in errors
+
+
+def test_a_wrong_model_leaves_the_folder_free(movies, tmp_path):
+    out = tmp_path / "out"
+    assert main(["score", movies[0], f"--out={out}", *PLAIN, "--model=tinny"]) == 2
+    assert main(["score", movies[0], f"--out={out}", *PLAIN]) == 0
+
+
+def test_a_checkpoint_that_does_not_fit_is_said(movies, tmp_path, capfd):
+    model = tmp_path / "model"
+    vlm.save(vlm.load("tiny"), model)
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("visual.merger.ln_q.weight")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:7]
+    save_file(tensors, file)
+    call = ["score", movies[0], f"--out={tmp_path}/out", *PLAIN, f"--model={model}"]
+    assert main(call) == 2
+    errors = capfd.readouterr().err
+    assert "missing: visual.merger.ln_q.weight" in errors and "model.norm.weight: (7,)" in errors
+    file.rename(model / "pytorch_model.bin")
+    assert main(call) == 2
+    assert "pickle" in capfd.readouterr().err
 
 
 def test_window_larger_than_the_video_is_said(movies, tmp_path):

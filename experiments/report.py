@@ -143,7 +143,7 @@ def _row(number: int, trace: Mapping[str, Any]) -> str:
     scores = [step["score"] for step in steps]
     peak = max(scores, default=0.0)
     if peak - min(scores, default=0.0) > 1e-9:
-        words = f"peak {peak:.2f} at {steps[scores.index(peak)]['seconds']:.1f} s"
+        words = f"peak {peak:.2g} at {steps[scores.index(peak)]['seconds']:.1f} s"
     else:
         words = "all steps score alike" if steps else "one frame"
     end = max([trace["seconds"], *(step["seconds"] for step in steps)]) or 1.0

@@ -3,7 +3,11 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Eight devices of one CPU; and LLVM told not to try hard, for tests compile more than they compute.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+)
 # The hub cannot be asked by accident: every checkpoint that a test reads, it has made.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -29,7 +29,7 @@ def _programs():
     return sum(step._cache_size() for step in STEPS)
 
 
-@pytest.mark.parametrize("source", ["tiny", "tiny-qwen3"])
+@pytest.mark.parametrize("source", ["tiny", pytest.param("tiny-qwen3", marks=pytest.mark.slow)])
 def test_videos_of_any_length_size_and_orientation_share_programs(source, monkeypatch):
     model = vlm.load(source, dtype="float32")
     viewer, factor = Viewer(model), model.config.vision.factor

@@ -208,7 +208,7 @@ def test_page_holds_the_data_and_asks_nothing_of_a_network(tmp_path):
     for _, attributes in page.elements:
         assert attributes.get("href", "#").startswith("#") and "src" not in attributes
     assert "Words mean nothing yet." in page.words
-    assert "peak 1.00 at 3.0 s" in page.words and "all steps score alike" in page.words
+    assert "peak 1 at 3.0 s" in page.words and "all steps score alike" in page.words
     assert "prompts.caption" in page.words and "Describe." in page.words
 
 

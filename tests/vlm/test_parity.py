@@ -275,6 +275,7 @@ def test_logits_equal_those_of_transformers(pair, case):
     assert _difference(ours, theirs, batch["attention_mask"]) <= TOLERANCE
 
 
+@pytest.mark.parametrize("pair", ["tied", "qwen3_tied"], indirect=True)
 def test_the_front_door_is_what_the_ladder_climbs(pair):
     """`vlm.forward`, without padding and without a driver's jit."""
     oracle, model, config = pair

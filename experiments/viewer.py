@@ -143,19 +143,12 @@ class Viewer:
         return self._extended(state, state.contexts, prompts)
 
     def generate(self, state: State, question: str, sampling: Sampling) -> list[list[Generation]]:
-        asked = [
-            row.extended(self._processor.tokenize(self._piece(context, -1, question=question)))
-            for context, row in zip(state.contexts, state.prompts, strict=True)
-        ]
-        return self._answers(state, asked, sampling)
+        return self._answers(state, self._asked(state, question), sampling)
 
     def nll(
         self, state: State, question: str, answers: Sequence[Sequence[str]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        asked = [
-            row.extended(self._processor.tokenize(self._piece(context, -1, question=question)))
-            for context, row in zip(state.contexts, state.prompts, strict=True)
-        ]
+        asked = self._asked(state, question)
         ids = [[self._processor.plain(text) for text in row] for row in answers]
         tokens = _text_rows(ids, [self._text_start(row) for row in asked])
         sums = _nll(*self._model, state.cache, self._chunk(state.prompts, asked), tokens)
@@ -178,7 +171,7 @@ class Viewer:
             np.logaddexp.reduce(z[..., self._processor.single_tokens(texts)], axis=-1)
             for texts in (yes, no)
         )
-        return 1 / (1 + np.exp(no_mass - yes_mass))
+        return np.exp(-np.logaddexp(0.0, no_mass - yes_mass))
 
     def summarize(self, prompts: Sequence[str], *, system: str, max_tokens: int) -> list[str]:
         asked = []
@@ -209,6 +202,13 @@ class Viewer:
         messages.append({"role": "user", "content": content})
         pieces = self._processor.render(messages).split(_END)
         return pieces[index] if index == -1 else pieces[index] + _END
+
+    def _asked(self, state: State, question: str) -> list[_Row]:
+        """The prompts with a question and the header of its answer."""
+        return [
+            row.extended(self._processor.tokenize(self._piece(context, -1, question=question)))
+            for context, row in zip(state.contexts, state.prompts, strict=True)
+        ]
 
     def _shown(
         self, row: _Row, context: Context, text: str, places: tuple[int, ...], kind: str

@@ -1,5 +1,5 @@
-"""The public functions of arrays, each compiled once per shape and options: quicker than eagerly,
-where every operation is a program of its own."""
+"""The public functions of arrays as compiled programs, NumPy out: a test that runs eagerly, down to
+a slice of a result, compiles a program for every operation."""
 
 import functools
 import inspect
@@ -17,11 +17,18 @@ FUNCTIONS = {
 
 
 def compiled(function):
+    """One program per shape and options."""
+
     @functools.cache
     def program(**options):
         return jax.jit(functools.partial(function, **options))
 
-    return lambda *arrays, **options: program(**options)(*arrays)
+    return lambda *arrays, **options: jax.device_get(program(**options)(*arrays))
+
+
+def value_and_grad(function):
+    """A scalar function's value and its gradient in the first argument."""
+    return compiled(jax.value_and_grad(function))
 
 
 o = SimpleNamespace(**{name: compiled(function) for name, function in FUNCTIONS.items()})

@@ -1,7 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-PYTEST = $(BIN)/python -m pytest
+# Two processes, a file of tests to each at a time.
+PYTEST = $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 .PHONY: demo test test-all lint
 

@@ -1,4 +1,3 @@
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import o
@@ -111,13 +110,13 @@ def test_mean_pairing_cancels_under_a_zscore_in_each_branch():
     paired = o.crpo_rewards(correct, behaved[1], pairing="paired").original
     assert len(np.unique(np.asarray(o.group_zscore(paired)).round(4))) == 3
     joint = [
-        o.joint_zscore(jnp.stack(o.crpo_rewards(correct, b), axis=1))[0, 0, 0] for b in behaved[:2]
+        o.joint_zscore(np.stack(o.crpo_rewards(correct, b), axis=1))[0, 0, 0] for b in behaved[:2]
     ]
     assert abs(float(joint[0] - joint[1])) > 0.05
 
 
 def test_the_shortcut_is_seen_by_joint_normalisation_alone():
-    branches = jnp.stack(o.crpo_rewards(np.full((1, 8), T), np.full((1, 8), F)), axis=1)
+    branches = np.stack(o.crpo_rewards(np.full((1, 8), T), np.full((1, 8), F)), axis=1)
     np.testing.assert_array_equal(o.group_zscore(branches), np.zeros((1, 2, 8)))
     joint = o.joint_zscore(branches)
     np.testing.assert_allclose(joint[0], [[0.968058] * 8, [-0.968058] * 8], atol=1e-6)

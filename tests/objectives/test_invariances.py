@@ -3,11 +3,10 @@
 import functools
 
 import hypothesis.strategies as st
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from programs import compiled, value_and_grad
 
 import objectives as o
 
@@ -44,7 +43,7 @@ EVERYTHING = np.ones(SHAPE, bool)
 
 @functools.cache
 def advantages(name, eps=0.0):
-    return jax.jit(lambda r, v: ADVANTAGES[name][0](r, v, eps=eps))
+    return compiled(lambda r, v: ADVANTAGES[name][0](r, v, eps=eps))
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
@@ -62,7 +61,7 @@ def test_advantages(name, rewards, valid, shift, order):
     np.testing.assert_allclose(permuted, ours[..., np.array(order)], atol=1e-5)
     variants = advantages(name)(rewards[:, ::-1], valid[:, ::-1])
     np.testing.assert_allclose(variants, ours[:, ::-1], atol=1e-5)
-    assert not np.any(np.asarray(ours)[~valid]) and np.all(np.isfinite(ours))
+    assert not np.any(ours[~valid]) and np.all(np.isfinite(ours))
 
 
 @quick
@@ -81,7 +80,7 @@ def test_joint_is_standard_over_the_grid_and_grpo_where_there_is_one_variant(rew
     )
 
 
-_joint_single = jax.jit(functools.partial(o.joint_zscore, eps=0.0))
+_joint_single = compiled(functools.partial(o.joint_zscore, eps=0.0))
 
 LOSSES = {
     "grpo": (o.grpo_loss, "sequences"),
@@ -99,7 +98,7 @@ def losses(name):
     def program(logp, behaviour, advantages, mask, count):
         return loss(logp, behaviour, advantages, mask, **{total: count})
 
-    return jax.jit(jax.value_and_grad(program))
+    return value_and_grad(program)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -131,7 +130,7 @@ def test_on_policy_gspo_and_grpo_have_one_gradient(logp, scores, mask):
     np.testing.assert_allclose(grpo, gspo, rtol=1e-5, atol=1e-7)
 
 
-_behaves, _terms = jax.jit(o.behaves), jax.jit(o.crr_terms)
+_behaves, _terms = compiled(o.behaves), compiled(o.crr_terms)
 
 
 @quick
@@ -141,13 +140,13 @@ def test_relations(correct, other, dynamic):
     for terms in (_terms(correct, other), _terms(other, correct)):
         assert all(np.all((part >= 0) & (part <= 1)) for part in terms)
     constant = _terms(correct, _behaves(correct, EVERYTHING, dynamic))
-    shown = np.asarray(constant.original) + np.asarray(constant.counterfactual)
+    shown = constant.original + constant.counterfactual
     all_right_or_wrong = correct.all(-1) | ~correct.any(-1)
     assert not shown[dynamic & all_right_or_wrong].any()
     answers = np.broadcast_to(~dynamic[..., None], SHAPE)  # right on the copy where it is static
     perfect = _terms(EVERYTHING, _behaves(answers, EVERYTHING, dynamic))
-    assert np.all(np.asarray(perfect.original) == 1)
-    assert np.all(np.asarray(perfect.counterfactual) == 1)
+    assert np.all(perfect.original == 1)
+    assert np.all(perfect.counterfactual == 1)
 
 
 TEXTS = st.text(alphabet="ABCDab yesno.0123456789,:-()<>answer/is*\n", max_size=60) | st.text()
@@ -185,8 +184,8 @@ def test_numbers_graded(first, second, prediction, correct):
     assert 0 <= strict <= o.mean_relative_accuracy(prediction, correct, strict=False) <= 1
     assert o.mean_relative_accuracy(correct, correct) == 1
     assert 0 <= o.relative_accuracy(prediction, correct) <= 1
-    lengths = jnp.array(sorted((*first, *second)))
+    lengths = np.array(sorted((*first, *second)))
     assert np.all(np.diff(_penalty(lengths)) <= 0)
 
 
-_penalty = jax.jit(functools.partial(o.overlong_penalty, longest=40, cache=15))
+_penalty = compiled(functools.partial(o.overlong_penalty, longest=40, cache=15))

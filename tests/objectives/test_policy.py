@@ -89,7 +89,9 @@ def test_what_the_estimators_teach():
 
     def expected(z, kind):
         logp = jax.nn.log_softmax(z)
-        return jnp.sum(p * objectives.kl_estimate(logp, jax.nn.log_softmax(reference), mask, kind=kind))
+        return jnp.sum(
+            p * objectives.kl_estimate(logp, jax.nn.log_softmax(reference), mask, kind=kind)
+        )
 
     @jax.jit
     def everything(z):
@@ -144,7 +146,9 @@ def test_gspo_token_has_the_sequence_value_and_the_token_gradient():
         return value_and_grad(objective)(LOGP)[1]
 
     token = slope(objectives.gspo_token_log_ratio)
-    np.testing.assert_allclose(token, np.exp(o.sequence_log_ratio(LOGP, OLD, MASK)) * MASK, rtol=1e-5)
+    np.testing.assert_allclose(
+        token, np.exp(o.sequence_log_ratio(LOGP, OLD, MASK)) * MASK, rtol=1e-5
+    )
     # With one advantage a sequence, it is GSPO's gradient (arXiv 2507.18071, sec. 4.3).
     np.testing.assert_allclose(token, slope(objectives.sequence_log_ratio), rtol=1e-5)
 
@@ -159,7 +163,9 @@ def test_on_policy_gradients_are_reinforce():
     assert float(value) == pytest.approx(-ADVANTAGES.mean(), rel=1e-6)
     lengths = MASK.sum(-1, keepdims=True)
     np.testing.assert_allclose(grpo, -ADVANTAGES[:, None] / lengths / 3 * MASK, rtol=1e-5)
-    np.testing.assert_allclose(on_policy(objectives.gspo_loss)(LOGP, ADVANTAGES, MASK)[1], grpo, rtol=1e-5)
+    np.testing.assert_allclose(
+        on_policy(objectives.gspo_loss)(LOGP, ADVANTAGES, MASK)[1], grpo, rtol=1e-5
+    )
     per_token = -ADVANTAGES[:, None] / MASK.sum() * MASK
     np.testing.assert_allclose(
         on_policy(objectives.cispo_loss)(LOGP, ADVANTAGES, MASK)[1], per_token, rtol=1e-5
@@ -235,6 +241,7 @@ def test_spike_rl_by_hand():
     np.testing.assert_allclose(gradient, -0.5 * advantages[:, None, None, None] * mask, rtol=1e-6)
     # KL is a term of its own: its sign does not turn with the advantage's.
     reference = logp - 0.3
+
     def penalty(lp):
         return objectives.token_mean(objectives.kl_estimate(lp, reference, mask), mask)
 

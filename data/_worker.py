@@ -331,7 +331,10 @@ class Worker:
             frame = clip.read(number)
             if frame.shape[:2] != (height, width):
                 image = Image.fromarray(np.ascontiguousarray(frame))
-                frame = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+                # Columns, then rows, as `vlm.patches.resize`: Pillow alone may turn them round.
+                for step in ((width, image.height), (width, height)):
+                    image = image.resize(step, Image.Resampling.BICUBIC)
+                frame = np.asarray(image)
             self._connection.send(("ok", None))
             self._connection.send_bytes(np.ascontiguousarray(frame).reshape(-1))
 

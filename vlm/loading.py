@@ -6,12 +6,15 @@ import dataclasses
 import json
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
+from vlm.attention import unusable
 from vlm.config import NAMED, TINY, TINY_QWEN3, VLMConfig
 from vlm.model import Model
 from vlm.processor import Processor
@@ -42,7 +45,14 @@ class VLM:
     """False where the parameters are random, so that its words mean nothing."""
 
 
-def load(source: str | Path, *, dtype: str = "bfloat16", hf_compat: str | None = None) -> VLM:
+def load(
+    source: str | Path,
+    *,
+    dtype: str = "bfloat16",
+    attention: str = "auto",
+    hf_compat: str | None = None,
+    place: Callable[[str, np.ndarray], Array] | None = None,
+) -> VLM:
     """Loads a model and its processor.
 
     Args:
@@ -50,24 +60,32 @@ def load(source: str | Path, *, dtype: str = "bfloat16", hf_compat: str | None =
         (the bundled architectures), or a named size such as `qwen2.5-vl-7b` or `qwen3-vl-8b`. All
         but the first two have random weights and the bundled tokenizer.
       dtype: of the parameters: `bfloat16`, `float32` or `float16`.
+      attention: back end of tower and decoder: `auto` picks by platform and shape; `xla`, `cudnn`
+        (NVIDIA GPU, 16-bit) and `splash` (TPU) are that one wherever its constraints hold.
       hf_compat: the rule set of positions and prompts (`vlm.positions.HF_COMPAT`).
+      place: (dotted path, host array) -> device array, to put a parameter straight where it is
+        sharded to; the default is the default device.
 
     Raises:
       SourceError, ConfigError, WeightsError, ProcessorError: one line that says what is wrong.
     """
     if dtype not in ("bfloat16", "float32", "float16"):
         raise SourceError(f"dtype is {dtype!r}; choices: 'bfloat16', 'float32', 'float16'")
+    if reason := unusable(attention):
+        raise SourceError(reason)
     choices = {} if hf_compat is None else {"hf_compat": hf_compat}
     name = str(source)
     if name in _RANDOM:
         config = with_tokens_of(_RANDOM[name], TINY)
         processor = Processor.from_pretrained(_BUNDLED, config, **choices)
-        return VLM(random_weights(config, dtype=jnp.dtype(dtype)), config, processor, name, False)
+        model = random_weights(config, dtype=jnp.dtype(dtype), attention=attention, place=place)
+        return VLM(model, config, processor, name, trained=False)
     directory = _directory(source)
     config, processor, trained = described(directory, **choices)
-    return VLM(
-        load_weights(directory, config, dtype=jnp.dtype(dtype)), config, processor, name, trained
+    model = load_weights(
+        directory, config, dtype=jnp.dtype(dtype), attention=attention, place=place
     )
+    return VLM(model, config, processor, name, trained)
 
 
 def save(vlm: VLM, directory: str | Path) -> None:

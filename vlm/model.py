@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from vlm.attention import BACKENDS
 from vlm.config import Qwen3Vision, VLMConfig
 from vlm.frames import Frames, lay_out
 from vlm.inputs import Inputs
@@ -21,13 +22,20 @@ from vlm.vision_qwen25 import Qwen25Tower
 
 
 class Model(nnx.Module):
-    """Vision tower, token embedding, decoder and head of one Qwen2.5-VL or Qwen3-VL."""
+    """Vision tower, token embedding, decoder and head of one Qwen2.5-VL or Qwen3-VL.
 
-    def __init__(self, config: VLMConfig, *, dtype=jnp.bfloat16, rngs: nnx.Rngs):
+    `attention` is a back end of `vlm.attention.BACKENDS`, for tower and decoder; static.
+    """
+
+    def __init__(
+        self, config: VLMConfig, *, dtype=jnp.bfloat16, attention: str = "auto", rngs: nnx.Rngs
+    ):
+        if attention not in BACKENDS:
+            raise ValueError(f"attention is {attention!r}; choices: {', '.join(BACKENDS)}")
         text, kwargs = config.text, {"dtype": dtype, "rngs": rngs}
         self.config = config
         tower = Qwen3Tower if isinstance(config.vision, Qwen3Vision) else Qwen25Tower
-        self.vision = tower(config.vision, **kwargs)
+        self.vision = tower(config.vision, attention=attention, **kwargs)
         self.embed = nnx.Embed(
             text.vocab,
             text.hidden,
@@ -36,7 +44,7 @@ class Model(nnx.Module):
             embedding_init=nnx.initializers.normal(0.02),
             rngs=rngs,
         )
-        self.decoder = Decoder(text, **kwargs)
+        self.decoder = Decoder(text, attention=attention, **kwargs)
         self.head = None if text.tied else linear(text.hidden, text.vocab, bias=False, **kwargs)
 
     @property

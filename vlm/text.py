@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -46,10 +47,10 @@ class Cache:
 class Attention(nnx.Module):
     """Grouped-query attention; biases on q, k and v, or RMSNorm on the heads of q and k."""
 
-    def __init__(self, config: TextConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: TextConfig, *, dtype, backend: str, rngs: nnx.Rngs):
         heads, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
         kwargs = {"dtype": dtype, "rngs": rngs}
-        self.head_dim = config.head_dim
+        self.head_dim, self.backend = config.head_dim, backend
         self.q = linear(config.hidden, heads, bias=config.qkv_bias, **kwargs)
         self.k = linear(config.hidden, kv, bias=config.qkv_bias, **kwargs)
         self.v = linear(config.hidden, kv, bias=config.qkv_bias, **kwargs)
@@ -59,7 +60,7 @@ class Attention(nnx.Module):
             self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps, **kwargs)
             self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps, **kwargs)
 
-    def __call__(self, x, angles, mask, slot, own, prefix):
+    def __call__(self, x, angles, seen, slot, own, prefix):
         """Returns the mixed values and the rows' own keys and values after this chunk."""
         q, k, v = (
             part(x).reshape(*x.shape[:3], -1, self.head_dim) for part in (self.q, self.k, self.v)
@@ -70,33 +71,35 @@ class Attention(nnx.Module):
         if own is not None:
             k = jax.lax.dynamic_update_slice_in_dim(own[0], k, slot, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(own[1], v, slot, axis=2)
-        mixed = attend(q, k, v, mask, prefix)
+        mixed = attend(q, k, v, seen, prefix, start=slot, backend=self.backend)
         return self.o(mixed.reshape(*x.shape[:3], -1)), (k, v)
 
 
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and SwiGLU."""
 
-    def __init__(self, config: TextConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: TextConfig, *, dtype, backend: str, rngs: nnx.Rngs):
         kwargs = {"dtype": dtype, "rngs": rngs}
         self.norm1 = RMSNorm(config.hidden, eps=config.norm_eps, **kwargs)
-        self.attention = Attention(config, **kwargs)
+        self.attention = Attention(config, backend=backend, **kwargs)
         self.norm2 = RMSNorm(config.hidden, eps=config.norm_eps, **kwargs)
         self.mlp = GatedMLP(config.hidden, config.mlp, bias=False, **kwargs)
 
-    def __call__(self, x, angles, mask, slot, own, prefix):
-        mixed, own = self.attention(self.norm1(x), angles, mask, slot, own, prefix)
+    def __call__(self, x, angles, seen, slot, own, prefix):
+        mixed, own = self.attention(self.norm1(x), angles, seen, slot, own, prefix)
         x = x + mixed
         return x + self.mlp(self.norm2(x)), own
 
 
 class Decoder(nnx.Module):
-    """A stack of decoder layers and the final norm."""
+    """A stack of decoder layers and the final norm; `attention`: see `vlm.attention.attend`."""
 
-    def __init__(self, config: TextConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: TextConfig, *, dtype, attention: str = "auto", rngs: nnx.Rngs):
         self.config = config
         self.layers = stack(
-            config.layers, lambda rngs: DecoderLayer(config, dtype=dtype, rngs=rngs), rngs
+            config.layers,
+            lambda rngs: DecoderLayer(config, dtype=dtype, backend=attention, rngs=rngs),
+            rngs,
         )
         self.norm = RMSNorm(config.hidden, eps=config.norm_eps, dtype=dtype, rngs=rngs)
 
@@ -124,20 +127,27 @@ class Decoder(nnx.Module):
           deepstack: what is added to the output of layer i, for the first layers; zero at text.
           prefix: cache with N = 1, shared by the rows of a prompt; read, never copied.
           own: the rows' cache so far, to be written at `slot`; None starts one of T slots.
-          slot: first slot of this chunk in `own`.
+          slot: first slot of this chunk in `own`. One that is traced must leave room for T slots:
+            XLA would move it back to where there is, over what stands there.
           remat: recompute activations in the backward pass.
 
         Returns:
           Normed hidden states and the rows' own cache after the chunk.
+
+        Raises:
+          ValueError: the chunk does not fit into `own` at a slot that is known when traced.
         """
         length = x.shape[2]
         if own is None:
-            seen, own_kv = valid, None
+            seen, own_kv, slot = valid, None, 0
         else:
+            known = int(slot) if isinstance(slot, (int, np.integer)) else 0
+            if known + length > own.valid.shape[2]:
+                raise ValueError(
+                    f"{length} tokens from slot {known} on, in a cache of {own.valid.shape[2]}"
+                )
             seen = jax.lax.dynamic_update_slice_in_dim(own.valid, valid, slot, axis=2)
             own_kv = (own.k, own.v)
-        causal = jnp.arange(seen.shape[2])[None, :] <= slot + jnp.arange(length)[:, None]
-        mask = seen[:, :, None, :] & causal[None, None]
         sections = self.config.rope_sections
         interleaved = self.config.rope_interleaved
         axes = interleaved_axes(sections) if interleaved else section_axes(sections)
@@ -147,7 +157,7 @@ class Decoder(nnx.Module):
         def body(layer, x, inputs):
             number, own, shared = inputs
             shared = None if shared is None else (*shared, prefix.valid[:, 0])
-            x, own = layer(x, angles, mask, slot, own, shared)
+            x, own = layer(x, angles, seen, slot, own, shared)
             if deepstack is not None:
                 x = jax.lax.cond(
                     number < len(deepstack), lambda x: x + deepstack[number], lambda x: x, x

@@ -18,9 +18,9 @@ from vlm.rope import rotate, vision_angles
 class VisionBlock(nnx.Module):
     """Pre-norm attention and gated MLP over the patches of each frame."""
 
-    def __init__(self, config: Qwen25Vision, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen25Vision, *, dtype, backend: str, rngs: nnx.Rngs):
         width, kwargs = config.hidden, {"dtype": dtype, "rngs": rngs}
-        self.heads = config.heads
+        self.heads, self.backend = config.heads, backend
         self.norm1 = RMSNorm(width, eps=config.norm_eps, **kwargs)
         self.qkv = linear(width, 3 * width, bias=True, **kwargs)
         self.proj = linear(width, width, bias=True, **kwargs)
@@ -41,8 +41,8 @@ class VisionBlock(nnx.Module):
         q, k = rotate(q, angles), rotate(k, angles)
         mixed = jax.lax.cond(
             full,
-            lambda *args: attend_within(*args, run=x.shape[1]),
-            lambda *args: attend_within(*args, run=window),
+            lambda *args: attend_within(*args, run=x.shape[1], backend=self.backend),
+            lambda *args: attend_within(*args, run=window, backend=self.backend),
             *(q, k, v, valid),
         )
         x = x + self.proj(mixed.reshape(x.shape))
@@ -66,13 +66,15 @@ class Merger(nnx.Module):
 class Qwen25Tower(nnx.Module):
     """Patches of frames -> merged visual tokens; window attention, full at `full_layers`."""
 
-    def __init__(self, config: Qwen25Vision, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen25Vision, *, dtype, attention: str = "auto", rngs: nnx.Rngs):
         self.config = config
         self.patch_embed = linear(
             config.patch_features, config.hidden, bias=False, dtype=dtype, rngs=rngs
         )
         self.blocks = stack(
-            config.depth, lambda rngs: VisionBlock(config, dtype=dtype, rngs=rngs), rngs
+            config.depth,
+            lambda rngs: VisionBlock(config, dtype=dtype, backend=attention, rngs=rngs),
+            rngs,
         )
         self.merger = Merger(config, dtype=dtype, rngs=rngs)
 

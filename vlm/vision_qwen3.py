@@ -18,9 +18,9 @@ from vlm.rope import rotate, vision_angles
 class VisionBlock(nnx.Module):
     """Pre-norm attention and MLP (tanh GELU) over the patches of each frame."""
 
-    def __init__(self, config: Qwen3Vision, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen3Vision, *, dtype, backend: str, rngs: nnx.Rngs):
         width, kwargs = config.hidden, {"dtype": dtype, "rngs": rngs}
-        self.heads = config.heads
+        self.heads, self.backend = config.heads, backend
         self.norm1 = LayerNorm(width, eps=config.norm_eps, **kwargs)
         self.qkv = linear(width, 3 * width, bias=True, **kwargs)
         self.proj = linear(width, width, bias=True, **kwargs)
@@ -37,7 +37,7 @@ class VisionBlock(nnx.Module):
         q, k, v = jnp.split(self.qkv(self.norm1(x)), 3, axis=-1)
         q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in (q, k, v))
         q, k = rotate(q, angles), rotate(k, angles)
-        mixed = attend_within(q, k, v, valid, run=x.shape[1])
+        mixed = attend_within(q, k, v, valid, run=x.shape[1], backend=self.backend)
         x = x + self.proj(mixed.reshape(x.shape))
         return x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=True))
 
@@ -65,7 +65,7 @@ class Merger(nnx.Module):
 class Qwen3Tower(nnx.Module):
     """Patches of frames -> merged visual tokens, and those of the tapped blocks beside them."""
 
-    def __init__(self, config: Qwen3Vision, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen3Vision, *, dtype, attention: str = "auto", rngs: nnx.Rngs):
         self.config = config
         kwargs = {"dtype": dtype, "rngs": rngs}
         self.patch_embed = linear(config.patch_features, config.hidden, bias=True, **kwargs)
@@ -78,7 +78,9 @@ class Qwen3Tower(nnx.Module):
             rngs=rngs,
         )
         self.blocks = stack(
-            config.depth, lambda rngs: VisionBlock(config, dtype=dtype, rngs=rngs), rngs
+            config.depth,
+            lambda rngs: VisionBlock(config, dtype=dtype, backend=attention, rngs=rngs),
+            rngs,
         )
         self.merger = Merger(config, joined_norm=False, **kwargs)
         self.deepstack = stack(

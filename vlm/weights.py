@@ -131,14 +131,16 @@ class _Entry:
         return np.ascontiguousarray((array.T if self.kernel else array).reshape(self.hub_shape))
 
 
-def abstract_model(config: VLMConfig, *, dtype=jnp.bfloat16) -> Model:
+def abstract_model(config: VLMConfig, *, dtype=jnp.bfloat16, attention: str = "auto") -> Model:
     """A `Model` of shapes and dtypes, without arrays."""
-    return nnx.eval_shape(lambda: Model(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Model(config, dtype=dtype, attention=attention, rngs=nnx.Rngs(0)))
 
 
-def _entries(config: VLMConfig, dtype=jnp.bfloat16) -> tuple[nnx.GraphDef, dict, list[_Entry]]:
+def _entries(
+    config: VLMConfig, dtype=jnp.bfloat16, attention: str = "auto"
+) -> tuple[nnx.GraphDef, dict, list[_Entry]]:
     """The model's graph, its flat abstract state by path, and one entry a parameter."""
-    graph, state = nnx.split(abstract_model(config, dtype=dtype))
+    graph, state = nnx.split(abstract_model(config, dtype=dtype, attention=attention))
     flat = dict(nnx.to_flat_state(state))
     table = _TABLES[config.family]
     vision = config.vision
@@ -236,6 +238,7 @@ def load_weights(
     config: VLMConfig,
     *,
     dtype=jnp.bfloat16,
+    attention: str = "auto",
     place: Callable[[str, np.ndarray], Array] | None = None,
 ) -> Model:
     """Reads a Hugging Face directory (one or several safetensors files) into a `Model`.
@@ -247,6 +250,7 @@ def load_weights(
       directory: holds the safetensors files.
       config: says which tensors there must be.
       dtype: of the parameters.
+      attention: back end, as `Model` takes it.
       place: (dotted path, host array) -> device array, to put a parameter straight where it is
         sharded to; the default is the default device.
 
@@ -256,7 +260,7 @@ def load_weights(
     """
     directory = Path(directory)
     checkpoint = _Checkpoint(directory, config.family)
-    graph, flat, entries = _entries(config, dtype)
+    graph, flat, entries = _entries(config, dtype, attention)
     wanted = {name: (entry, i) for entry in entries for i, name in enumerate(entry.names)}
     _report(directory, {n: e.hub_shape for n, (e, _) in wanted.items()}, checkpoint, config)
     arrays = {entry.path: _aligned(entry.shape, np.dtype(dtype)) for entry in entries}
@@ -265,11 +269,13 @@ def load_weights(
             entry, i = wanted[name]
             arrays[entry.path][i if entry.stacked else ...] = entry.from_hub(tensor)
     for path in list(arrays):
-        array = arrays.pop(path)
         # Where the device is the host itself, an aligned array becomes the parameter uncopied.
-        placed = jax.device_put(array) if place is None else place(".".join(path), array)
-        flat[path] = flat[path].replace(placed)
+        flat[path] = flat[path].replace(_placed(path, arrays.pop(path), place))
     return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def _placed(path: tuple[str, ...], array: np.ndarray, place: Callable | None) -> Array:
+    return jax.device_put(array) if place is None else place(".".join(path), array)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -280,12 +286,20 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def random_weights(config: VLMConfig, *, seed: int = 0, dtype=jnp.bfloat16) -> Model:
+def random_weights(
+    config: VLMConfig,
+    *,
+    seed: int = 0,
+    dtype=jnp.bfloat16,
+    attention: str = "auto",
+    place: Callable[[str, np.ndarray], Array] | None = None,
+) -> Model:
     """A model of this configuration with parameters drawn by numpy, the same on every device.
 
     Kernels and embeddings from N(0, 0.02^2), biases 0, norms 1.
+    `place` is as in `load_weights`.
     """
-    graph, state = nnx.split(abstract_model(config, dtype=dtype))
+    graph, state = nnx.split(abstract_model(config, dtype=dtype, attention=attention))
     flat = dict(nnx.to_flat_state(state))
     generator = np.random.default_rng(seed)
     for path, leaf in flat.items():
@@ -293,7 +307,7 @@ def random_weights(config: VLMConfig, *, seed: int = 0, dtype=jnp.bfloat16) -> M
             array = 0.02 * generator.standard_normal(leaf.shape, np.float32)
         else:
             array = np.full(leaf.shape, path[-1] == "scale", np.float32)
-        flat[path] = leaf.replace(jnp.asarray(array.astype(dtype)))
+        flat[path] = leaf.replace(_placed(path, array.astype(dtype), place))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 

@@ -94,7 +94,7 @@ def test_tiny_answers_a_prompt_with_a_video():
 @pytest.mark.parametrize("name", NAMED)
 def test_named_sizes_take_the_bundled_tokenizer(name, monkeypatch):
     monkeypatch.setattr(
-        "vlm.loading.random_weights", lambda config, dtype: abstract_model(config, dtype=dtype)
+        "vlm.loading.random_weights", lambda config, dtype, **_: abstract_model(config, dtype=dtype)
     )
     loaded = vlm.load(name)
     assert not loaded.trained and loaded.name == name

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from vlm.model import Model, Tokens, logits, run
 from vlm.text import Cache
+
+_BLOCK = 128
 
 
 @jax.tree_util.register_dataclass
@@ -21,9 +24,9 @@ class Sampling:
     one a row, [B, N].
     """
 
-    temperature: float | Float[Array, "..."] = 1.0
-    top_p: float | Float[Array, "..."] = 1.0
-    top_k: int | Int[Array, "..."] = 0
+    temperature: float | Float[np.ndarray | Array, "..."] = 1.0
+    top_p: float | Float[np.ndarray | Array, "..."] = 1.0
+    top_k: int | Int[np.ndarray | Array, "..."] = 0
 
 
 @jax.tree_util.register_dataclass
@@ -32,9 +35,9 @@ class Generation:
     """N continuations a prompt: tokens (the stop token included; after it, the first of the stop
     tokens as padding), their number, and whether each ended with a stop token."""
 
-    tokens: Int[Array, "B N L"]
-    lengths: Int[Array, "B N"]
-    finished: Bool[Array, "B N"]
+    tokens: Int[np.ndarray | Array, "B N L"]
+    lengths: Int[np.ndarray | Array, "B N"]
+    finished: Bool[np.ndarray | Array, "B N"]
 
 
 def choose(
@@ -43,30 +46,72 @@ def choose(
     """One token a row: temperature, then the top k, then the nucleus of mass top_p among those.
 
     The nucleus is the shortest list of most likely tokens whose mass reaches top_p (Holtzman et al.
-    2020). A row's draw depends on its own logits and seed and on `step`, on nothing else.
+    2020); tokens that tie with its last one are in it. A row's draw depends on its own logits and
+    seed and on `step`, on nothing else. Nothing is sorted: both lists are found by bisection, and
+    one uniform number a row is looked up in the cumulated probabilities.
     """
     temperature, top_p, top_k = (
-        jnp.broadcast_to(value, seeds.shape)[..., None]
+        jnp.broadcast_to(value, seeds.shape)
         for value in (sampling.temperature, sampling.top_p, sampling.top_k)
     )
-    order = jnp.argsort(z, axis=-1, descending=True, stable=True)
-    ranked = jnp.take_along_axis(z, order, axis=-1)
-    scaled = ranked / jnp.maximum(temperature, 1e-6)
-    rank = jnp.arange(z.shape[-1]).reshape((1,) * (z.ndim - 1) + (-1,))
-    limit = jnp.where(top_k > 0, top_k, z.shape[-1])
-    scaled = jnp.where(rank < limit, scaled, -jnp.inf)
-    mass = jax.nn.softmax(scaled, axis=-1)
-    before = jnp.cumsum(mass, axis=-1) - mass
-    # The sum may round to 1 before the tail ends, so a nucleus of 1 is told apart.
-    kept = (before < top_p) | (top_p >= 1) | (rank == 0)
-    scaled = jnp.where(kept, scaled, -jnp.inf)
 
-    def draw(seed, row):
-        return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), step), row)
+    def draw(z):
+        p = jax.nn.softmax(z / jnp.maximum(temperature, 1e-6)[..., None], axis=-1)
+        p = jax.lax.cond(jnp.any(top_k > 0), among_top_k, lambda p: p, p)
+        p = jax.lax.cond(jnp.any(top_p < 1), within_nucleus, lambda p: p, p)
+        return _look_up(p, jax.vmap(uniform)(seeds.reshape(-1)).reshape(seeds.shape))
 
-    drawn = jax.vmap(draw)(seeds.reshape(-1), scaled.reshape(-1, z.shape[-1])).reshape(seeds.shape)
-    picked = jnp.where(temperature > 0, drawn[..., None], 0)
-    return jnp.take_along_axis(order, picked, axis=-1)[..., 0]
+    def among_top_k(p):
+        k = jnp.where(top_k > 0, top_k, z.shape[-1])
+        return _most_likely(p, lambda kept: jnp.sum(kept, axis=-1) >= k)
+
+    def within_nucleus(p):
+        mass = jnp.where(top_p < 1, top_p * jnp.sum(p, axis=-1), jnp.inf)  # inf keeps them all
+        return _most_likely(p, lambda kept: jnp.sum(jnp.where(kept, p, 0), axis=-1) >= mass)
+
+    def uniform(seed):
+        return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step))
+
+    def greedy(z):
+        return jnp.argmax(z, axis=-1)
+
+    drawn = jax.lax.cond(jnp.any(temperature > 0), draw, greedy, z)
+    best = jax.lax.cond(jnp.any(temperature <= 0), greedy, lambda z: drawn, z)
+    return jnp.where(temperature > 0, drawn, best)
+
+
+def _most_likely(p: Float[Array, "*rows V"], enough) -> Float[Array, "*rows V"]:
+    """p without its smallest values: what stays is the least that is `enough`, else all of it.
+
+    The bits of floats that are not negative are ordered as the floats are, so 31 halvings of an
+    interval of integers find the threshold exactly.
+    """
+    bits = jax.lax.bitcast_convert_type(p, jnp.int32)
+
+    def halve(interval):
+        low, high = interval
+        middle = low + (high - low) // 2
+        fits = enough(bits >= middle[..., None])
+        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+
+    interval = jnp.zeros(p.shape[:-1], jnp.int32), jnp.max(bits, axis=-1) + 1
+    low, _ = jax.lax.while_loop(lambda i: jnp.any(i[1] - i[0] > 1), halve, interval)
+    return jnp.where(bits >= low[..., None], p, 0)
+
+
+def _look_up(p: Float[Array, "*rows V"], u: Float[Array, "*rows"]) -> Int[Array, "*rows"]:
+    """The token at share u of the mass of p, in the order of ids: first its block, then itself."""
+    blocks = jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, -p.shape[-1] % _BLOCK)])
+    blocks = blocks.reshape(*p.shape[:-1], -1, _BLOCK)
+    ends = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+    target = (u * ends[..., -1])[..., None]
+    block = jnp.sum(ends <= target, axis=-1, keepdims=True)
+    start = jnp.where(block > 0, jnp.take_along_axis(ends, jnp.maximum(block - 1, 0), axis=-1), 0)
+    inside = jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :]
+    place = jnp.sum(start + jnp.cumsum(inside, axis=-1) <= target, axis=-1)
+    # The two sums may round apart at a block's end; a token without mass is never drawn.
+    last = jnp.max(jnp.where(inside > 0, jnp.arange(_BLOCK), 0), axis=-1)
+    return block[..., 0] * _BLOCK + jnp.minimum(place, last)
 
 
 def generate(

@@ -86,13 +86,22 @@ def test_the_nucleus_is_taken_among_the_top_k_and_after_the_temperature():
 
 
 def test_a_nucleus_of_one_keeps_the_whole_vocabulary(monkeypatch):
-    """Where the running sum rounds to 1 before the end, the tail stays all the same."""
-    monkeypatch.setattr(jax.random, "categorical", lambda key, row: jnp.isfinite(row).sum() - 1)
-    z = 3 * jax.random.normal(jax.random.key(0), (4, 1000))
-    mass = -jnp.sort(-jax.nn.softmax(z), axis=-1)
-    assert bool((jnp.cumsum(mass, axis=-1) - mass >= 1).any())  # it does round here
-    last_kept = small.jit(lambda z: choose(z, seeds(4), 0, Sampling()))(z)
-    np.testing.assert_array_equal(last_kept, jnp.argmin(z, axis=-1))
+    """Also where rounding loses the tail against the rest, and whatever the other rows' top_p."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key: jnp.float32(1 - 2**-23))
+    z = jnp.tile(jnp.arange(0.0, -40.0, -0.01), (3, 1))
+    last = partial(small.jit(choose), z, seeds(3), 0)
+    whole = last(Sampling())
+    np.testing.assert_array_equal(whole, [whole[0]] * 3)
+    assert int(whole[0]) > 1500  # e^-15 of the mass
+    mixed = last(Sampling(top_p=jnp.array([1.0, 0.5, 1.0])))
+    np.testing.assert_array_equal(mixed, [whole[0], 69, whole[0]])  # 1 - e^-0.7 crosses a half
+
+
+def test_a_token_without_mass_is_never_drawn(monkeypatch):
+    for u in (0.0, 0.5, 1 - 2**-23):
+        monkeypatch.setattr(jax.random, "uniform", lambda key, u=u: jnp.float32(u))
+        z = jnp.full((1, 1000), -jnp.inf).at[0, jnp.array([130, 300, 301])].set(0.1)
+        assert int(choose(z, seeds(1), 0, Sampling())[0]) in (130, 300, 301)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])

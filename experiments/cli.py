@@ -15,6 +15,8 @@ COMMANDS = {
     "frames": "choose frames from traces for a budget",
     "bench": "measure, in one run: compile, load",
     "convert": "Hugging Face directory <-> Orbax checkpoint",
+    "validate": "what is missing or broken in a dataset, before a long run",
+    "toy": "render the toy world as mp4 files, with questions and times of events",
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +22,40 @@ UNTRAINED = (
 )
 
 
-class Folder:
-    """An output directory: whole lines only, and never a finished video twice."""
+_PARTS = "parts"
+_FINISHED = "finished"
 
-    def __init__(self, path: Path, traces: dict[str, dict]):
+
+class Folder:
+    """An output directory, or one process's part of it: whole lines only, no video twice."""
+
+    def __init__(self, path: Path, traces: dict[str, dict], finished: set[str]):
         self.path, self.traces, self.failed = path, traces, 0
+        self.finished = finished
+        """Ids that need not be scored: those of `traces`, and of other processes' parts."""
 
     @classmethod
-    def open(cls, out: str, config: dict[str, Any]) -> Folder:
-        """Makes the directory, or takes up what an equal call has left in it."""
-        path = Path(out)
+    def open(
+        cls, out: str, config: dict[str, Any], *, shaped_by: Sequence[str], part: str = ""
+    ) -> Folder:
+        """Makes the directory, or takes up what an equal call has left in it.
+
+        Calls are equal where they agree on the keys `shaped_by`, which decide the numbers.
+        """
+        whole = Path(out)
+        path = whole / _PARTS / part if part else whole
         try:
             path.mkdir(parents=True, exist_ok=True)
-            traces = _read_traces(path / "trace.jsonl")
-            before = path / "config.json"
-            if traces and before.exists():
-                _check_same(path, json.loads(before.read_text()), config)
-            before.write_text(json.dumps(config, indent=2) + "\n")
+            finished = set()
+            for there in [whole, *(whole / _PARTS).glob("*")]:
+                before = there / "config.json"
+                if before.exists() and (done := _read_traces(there / "trace.jsonl")):
+                    _check_same(there, json.loads(before.read_text()), config, shaped_by)
+                    finished |= done.keys()
+            (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            (path / _FINISHED).unlink(missing_ok=True)
             (path / "failures.jsonl").write_text("")  # what failed before is tried again
-            return cls(path, traces)
+            return cls(path, _read_traces(path / "trace.jsonl"), finished)
         except OSError as error:
             raise UsageError(f"--out={out}: {error.strerror or error}") from None
 
@@ -55,32 +71,80 @@ class Folder:
         record = {"video": video.path, "id": video.id, "stage": stage, "error": error}
         _append(self.path / "failures.jsonl", json.dumps(record))
 
-    def picture(self, trace: Trace, decoder: Decoder) -> None:
+    def finish(self) -> int:
+        """Marks this process's part as done, so that it can be merged; returns `status`."""
+        (self.path / _FINISHED).touch()
+        return self.status()
+
+    def status(self) -> int:
+        """Says what there is; 0, or 1 where a video failed."""
+        log.info("%d traces in %s", len(self.traces), self.path / "trace.jsonl")
+        if self.failed:
+            log.warning("%d failed, listed in %s", self.failed, self.path / "failures.jsonl")
+        return 1 if self.failed else 0
+
+    def pictures(self, timeout: float) -> None:
+        """A picture of every trace that has none yet."""
         from experiments.report import figure
 
         pictures = self.path / "pictures"
         pictures.mkdir(exist_ok=True)
-        record = self.traces[trace.id]
-        figure(record, _thumbnails(record, decoder), pictures / f"{_file_name(trace.id)}.png")
+        with Decoder(timeout=timeout) as decoder:
+            for name, trace in self.traces.items():
+                path = pictures / f"{_file_name(name)}.png"
+                if not path.exists():
+                    figure(trace, _thumbnails(trace, decoder), path)
 
-    def report(self, decoder: Decoder) -> None:
+    def report(self, timeout: float) -> None:
         from experiments.report import html
 
-        lines = (self.path / "failures.jsonl").read_text(encoding="utf-8").splitlines()
-        failures = [json.loads(line) for line in lines]
+        failures = _read_lines(self.path / "failures.jsonl")
         traces = list(self.traces.values())
-        thumbnails = (_thumbnails(trace, decoder) for trace in traces)
         trained = all(trace["settings"]["run"]["trained"] for trace in traces)
         note = "" if trained else UNTRAINED
-        html(traces, thumbnails, failures, self.path / "report.html", note=note)
+        with Decoder(timeout=timeout) as decoder:
+            thumbnails = (_thumbnails(trace, decoder) for trace in traces)
+            html(traces, thumbnails, failures, self.path / "report.html", note=note)
 
 
-def _check_same(path: Path, before: dict, now: dict) -> None:
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+def merge(out: str) -> Folder:
+    """Joins the parts of a folder: every video once, its trace or else its failure.
+
+    The whole is written anew, in the order of the videos' paths; the parts stay. Raises UsageError
+    where there are none, or one has not come to its end.
+    """
+    whole = Path(out)
+    parts = sorted((whole / _PARTS).glob("*-of-*"))
+    if not parts:
+        raise UsageError(f"--merge: no parts in {whole / _PARTS}; were there several processes?")
+    counts = {part.name.split("-of-")[1] for part in parts}
+    wanted = {f"{i:05d}-of-{count}" for count in counts for i in range(int(count))}
+    finished = {part.name for part in parts if (part / _FINISHED).exists()}
+    complete = any({name for name in wanted if name.endswith(n)} <= finished for n in counts)
+    if not complete:
+        missing = ", ".join(sorted(wanted - finished))
+        raise UsageError(f"--merge: not finished: {missing}; start that process again")
+    traces: dict[str, dict] = _read_traces(whole / "trace.jsonl")
+    failures: dict[str, dict] = {}
+    for part in parts:
+        traces |= _read_traces(part / "trace.jsonl")
+        failures |= {line["id"]: line for line in _read_lines(part / "failures.jsonl")}
+    ordered = sorted(traces.values(), key=lambda trace: (trace["video"], trace["id"]))
+    left = [line for name, line in failures.items() if name not in traces]
+    _replace(whole / "trace.jsonl", ordered)
+    _replace(whole / "failures.jsonl", left)
+    (whole / "config.json").write_text((parts[0] / "config.json").read_text())
+    folder = Folder(whole, {trace["id"]: trace for trace in ordered}, set(traces))
+    folder.failed = len(left)
+    return folder
+
+
+def _check_same(path: Path, before: dict, now: dict, keys: Sequence[str]) -> None:
+    changed = sorted(key for key in keys if before.get(key) != now.get(key))
     if changed:
         raise UsageError(
-            f"--out={path} holds results of other settings ({', '.join(changed)}); "
-            "choose another folder, or remove this one"
+            f"{path} holds results of other settings ({', '.join(changed)}); "
+            "choose another --out, or remove this one"
         )
 
 
@@ -94,6 +158,17 @@ def _read_traces(path: Path) -> dict[str, dict]:
         path.write_bytes(whole)
     traces = [json.loads(line) for line in whole.decode().splitlines()]
     return {trace["id"]: trace for trace in traces}
+
+
+def _read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _replace(path: Path, records: Iterable[dict]) -> None:
+    """Writes all or nothing."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    fresh.replace(path)
 
 
 def _append(path: Path, line: str) -> None:

@@ -7,30 +7,22 @@ import importlib.metadata
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from data.video import Decoder, VideoError, VideoInfo
+from data.video import Decoder, VideoError
+from experiments import folder as folders
 from experiments import sources
-from experiments.arguments import Parser, UsageError, plain
+from experiments.arguments import Parser, plain
 from experiments.folder import UNTRAINED, Folder
-from surprise import (
-    Episode,
-    Settings,
-    SettingsError,
-    TooShortError,
-    Trace,
-    advance,
-    begin,
-    episode_frames,
-    select,
-)
-from surprise.schedule import observation, window
+from experiments.options import Options
+from surprise import Step, TooShortError, Trace, select
 
 if TYPE_CHECKING:
-    from experiments.viewer import Viewer
+    from experiments.flow import Clip
+
+T = TypeVar("T", bound=tuple)
 
 log = logging.getLogger(__name__)
 
@@ -43,140 +35,99 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("videos", nargs="*")
     parser.add_argument("--model", default="tiny", help="directory, hub id or `tiny`")
     parser.add_argument("--out", default="runs/score", help="folder of the results")
+    parser.add_argument(
+        "--merge", action="store_true", help="join what several processes have written to --out"
+    )
     parser.add_config("score.py")
     found = parser.parse(argv)
+    if found.merge:
+        return merge(found.out, plain(found.config))
     return run(found.videos, model=found.model, out=found.out, config=plain(found.config))
 
 
 def run(names: Sequence[str], *, model: str, out: str, config: dict[str, Any]) -> int:
     """Scores every video that `names` stand for and writes traces, pictures and report to `out`.
 
-    What an earlier call with the same settings has finished is kept and not done again. Returns 0,
-    or 1 where `failures.jsonl` lists a video. Raises UsageError before any work is done.
+    What an earlier call with the same settings has finished is kept and not done again. One of
+    several processes scores its share and writes its part, for `merge`. Returns 0, or 1 where
+    `failures.jsonl` lists a video. Raises UsageError before any work is done.
     """
     options = Options.from_config(config)
-    videos = sources.find(names, options.roots)
-    folder = Folder.open(out, {"model": model, **config})
-    todo = [video for video in videos if video.id not in folder.traces]
-    vlm = _load(model, options) if todo else None
-    if vlm is not None and not vlm.trained:
-        log.warning(UNTRAINED)
-
-    with Decoder(timeout=options.timeout) as decoder:
-        if todo:
-            from experiments.viewer import Viewer
-
-            viewer = Viewer(vlm)
-            for video, tell in _progress(todo):
-                if video.error:
-                    folder.fail(video, "manifest", video.error)
-                    continue
-                try:
-                    trace = score(video, decoder, viewer, options, model, tell)
-                    folder.keep(trace)
-                    if options.pictures:
-                        folder.picture(trace, decoder)
-                except VideoError as error:
-                    folder.fail(video, error.stage, error.reason)
-                except TooShortError as error:
-                    folder.fail(video, "frames", str(error))
-                except (ValueError, RuntimeError, MemoryError) as error:
-                    log.debug("%s", video.path, exc_info=True)
-                    folder.fail(video, "score", str(error) or type(error).__name__)
-        if options.report:
-            folder.report(decoder)
-    log.info("%d traces in %s", len(folder.traces), folder.path / "trace.jsonl")
-    if folder.failed:
-        log.warning("%d failed, listed in %s", folder.failed, folder.path / "failures.jsonl")
-    return 1 if folder.failed else 0
+    index, count = options.join()
+    videos = sources.find(names, options.roots)[index::count]
+    part = f"{index:05d}-of-{count:05d}" if count > 1 else ""
+    folder = Folder.open(out, {"model": model, **config}, shaped_by=options.shaped_by(), part=part)
+    todo = [video for video in videos if video.id not in folder.finished]
+    if todo:
+        score(todo, folder, options, model)
+    if part:
+        return folder.finish()
+    return _show(folder, options)
 
 
-def score(
-    video: sources.Source,
-    decoder: Decoder,
-    viewer: Viewer,
-    options: Options,
-    model: str,
-    tell: Callable[[str], None] = lambda text: None,
-) -> Trace:
-    """The trace of one video: frames -> features -> a step for each frame -> frames chosen.
+def merge(out: str, config: dict[str, Any]) -> int:
+    """Joins the parts that several processes have written to `out`, and shows the whole."""
+    return _show(folders.merge(out), Options.from_config(config))
 
-    Raises VideoError, TooShortError, BeliefError.
-    """
+
+def _show(folder: Folder, options: Options) -> int:
+    """Pictures and report of a folder's traces; the exit status of the command."""
+    if options.pictures:
+        folder.pictures(options.timeout)
+    if options.report:
+        folder.report(options.timeout)
+    return folder.status()
+
+
+def score(videos: Sequence[sources.Source], folder: Folder, options: Options, model: str) -> None:
+    """Traces of videos, each kept in the folder as soon as it is done, or listed as failed."""
+    from experiments.flow import Ahead, Flow, read
+    from experiments.viewer import Viewer
+
     settings = options.settings
-    info = decoder.info(video.path)
-    numbers = episode_frames(settings, seconds=info.seconds, frame_count=info.frame_count)
-    size = viewer.frame_size(info.height, info.width, frames=settings.window)
-    frames = decoder.frames(video.path, numbers, size=size)
-    times = decoder.times(video.path, numbers)
-    steps = range(1, len(numbers))
-    views = [window(k, settings.window) for k in steps]
-    views += [observation(k, settings.observation) for k in steps]
-    viewer.add(video.id, frames, times, views)
-    try:
-        viewing = begin(settings, Episode(video.id, tuple(numbers.tolist()), tuple(times.tolist())))
-        while not viewing.done:
-            tell(f"step {viewing.step}/{len(numbers) - 1}")
-            [viewing] = advance(viewer, settings, [viewing])
-    finally:
-        viewer.drop(video.id)
-    trace = _trace(video, info, viewing.steps, options, model, viewer, size)
-    chosen = select(trace, settings)
-    seconds = decoder.times(video.path, chosen.frames)
-    return replace(trace, selected=replace(chosen, seconds=tuple(seconds.tolist())))
+    # Without a history the steps of a video go side by side; with one, only videos do.
+    chains = len(videos) * (settings.cap if settings.history == "none" else 1)
+    vlm, driver = options.load(model, chains=chains)
+    if not vlm.trained:
+        log.warning(UNTRAINED)
+    batch = min(options.batch * driver.replicas, chains)
+    viewer = Viewer(vlm, batch=batch, driver=driver)
+    with (
+        Decoder(timeout=options.timeout) as decoder,
+        Ahead(videos, lambda video: read(video, decoder, settings, viewer.frame_size)) as clips,
+    ):
+        flow = Flow(viewer, settings)
+        for source, clip, done in _progress(flow.run(clips), len(videos)):
+            if isinstance(done, Exception):
+                folder.fail(source, _stage(done), str(done) or type(done).__name__)
+                log.debug("%s", source.path, exc_info=done)
+            else:
+                folder.keep(_trace(clip, done, options, model, viewer))
 
 
-@dataclass(frozen=True)
-class Options:
-    """The configuration in two parts: what shapes the numbers, and what only runs them."""
+def _stage(error: Exception) -> str:
+    """Where a video failed: a stage of its decoder, manifest, frames or score."""
+    from experiments.flow import InputError
 
-    settings: Settings
-    dtype: str
-    hf_compat: str | None
-    timeout: float
-    roots: tuple[str, ...]
-    pictures: bool
-    report: bool
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Options:
-        own = {name: config[name] for name in cls.__annotations__ if name != "settings"}
-        if own["timeout"] <= 0:
-            raise UsageError(f"--config.timeout is {own['timeout']}; it must be positive")
-        own |= {"hf_compat": own["hf_compat"] or None, "roots": tuple(own["roots"])}
-        try:
-            settings = Settings.from_dict({k: v for k, v in config.items() if k not in own})
-        except SettingsError as error:
-            raise UsageError(f"--config: {error}") from None
-        return cls(settings=settings, **own)
+    if isinstance(error, VideoError):
+        return error.stage
+    kinds = {InputError: "manifest", TooShortError: "frames"}
+    return next((name for kind, name in kinds.items() if isinstance(error, kind)), "score")
 
 
-def _load(model: str, options: Options):
-    import jax
-
-    import vlm
-
-    dtype = options.dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    try:
-        return vlm.load(model, dtype=dtype, hf_compat=options.hf_compat)
-    except ValueError as error:
-        raise UsageError(f"--model: {error}") from None
-
-
-def _trace(video, info: VideoInfo, steps, options: Options, model: str, viewer, size) -> Trace:
+def _trace(clip: Clip, steps: tuple[Step, ...], options: Options, model: str, viewer) -> Trace:
+    info = clip.info
     run = {
         "trained": viewer.trained,
         "dtype": viewer.dtype,
         "hf_compat": viewer.hf_compat,
-        "frame_size": list(size),
+        "frame_size": list(clip.frames.shape[1:3]),
         "backend": info.backend,
         "versions": versions(),
     }
-    return Trace(
-        video=video.path,
-        id=video.id,
+    trace = Trace(
+        video=clip.source.path,
+        id=clip.source.id,
         fps=info.fps,
         frame_count=info.frame_count,
         seconds=info.seconds,
@@ -186,6 +137,9 @@ def _trace(video, info: VideoInfo, steps, options: Options, model: str, viewer, 
         settings={**options.settings.to_dict(), "run": run},
         steps=steps,
     )
+    chosen = select(trace, options.settings)
+    seconds = clip.times[list(chosen.frames)]
+    return replace(trace, selected=replace(chosen, seconds=tuple(seconds.tolist())))
 
 
 def versions() -> dict[str, str]:
@@ -197,22 +151,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _progress(
-    videos: Sequence[sources.Source],
-) -> Iterator[tuple[sources.Source, Callable[[str], None]]]:
-    """The videos one by one: a bar with rate and time left on a terminal, log lines elsewhere."""
+def _progress(done: Iterator[T], total: int) -> Iterator[T]:
+    """The results one by one: a bar with rate and time left on a terminal, log lines elsewhere."""
     if sys.stderr.isatty():
         from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        with logging_redirect_tqdm(), tqdm(videos, unit="video") as bar:
-            for video in bar:
-                bar.set_description(Path(video.path).name)
-                yield video, bar.set_postfix_str
+        with logging_redirect_tqdm():
+            yield from tqdm(done, total=total, unit="video")
         return
     start = time.monotonic()
-    for done, video in enumerate(videos, 1):
-        yield video, lambda text: None
+    for count, result in enumerate(done, 1):
         took = time.monotonic() - start
-        left = took / done * (len(videos) - done)
-        log.info("[%d/%d] %s (%.0f s left)", done, len(videos), video.path, left)
+        log.info(
+            "[%d/%d] %s (%.0f s left)", count, total, result[0].path, took / count * (total - count)
+        )
+        yield result

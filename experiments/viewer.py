@@ -1,87 +1,91 @@
-"""A `surprise.VideoModel` made of a `vlm.VLM`: prompts on the host, jitted steps on the device.
+"""A `surprise.VideoModel` made of a `vlm.VLM`: prompts on the host, jobs on the devices.
 
 Each pair of frames is encoded once per video, and each prefix prefilled once per step: questions,
-hypotheses and the observation extend or share the cache that is already there.
+hypotheses and the observation extend or share the cache that is already there. Features wait on
+the host, where videos come and go, and travel with the tokens that show them.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from experiments.mesh import Driver, single
 from surprise.trace import Context, Generation, Sampling
 from vlm import VLM, sampling
 from vlm.frames import lay_out
 from vlm.logprobs import continuation_logprobs
-from vlm.model import Tokens, encode, last, logits, run
+from vlm.model import Model, Tokens, encode, last, logits, run
 from vlm.patches import patchify
 from vlm.positions import mrope_positions
 from vlm.processor import Visual, visual_fields
-from vlm.text import Cache
 
 ENCODE_FRAMES = 8
-"""Temporal patches a call of the tower takes."""
+"""Temporal patches a call of the tower takes on each replica."""
 _END = "<|vision_end|>"
 
 
 def bucket(size: int, least: int) -> int:
-    """The smallest of least x (1, 1.5, 2, 3, 4, 6, ...) that holds `size`: at most a third idle."""
-    while least < size:
-        if least * 3 // 2 >= size:
-            return least * 3 // 2
+    """The smallest of least x (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...) / 4 that holds `size`."""
+    while 7 * least // 4 < size:
         least *= 2
-    return least
+    return next(least * part // 4 for part in (4, 5, 6, 7) if least * part // 4 >= size)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One prompt so far: token ids, and the visuals whose placeholders are among them."""
+    """One prompt so far: token ids, the visuals among them, and the features of each."""
 
     ids: list[int]
     visuals: tuple[Visual, ...]
-    rows: np.ndarray
-    """For every placeholder, its row among the features of its own video."""
+    features: tuple[np.ndarray, ...]
 
-    def extended(self, ids: Sequence[int], visuals=(), rows=()) -> _Row:
-        rows = np.concatenate([self.rows, np.asarray(rows, np.int32)])
-        return _Row([*self.ids, *ids], (*self.visuals, *visuals), rows)
+    def extended(self, ids: Sequence[int], visuals=(), features=()) -> _Row:
+        return _Row([*self.ids, *ids], (*self.visuals, *visuals), (*self.features, *features))
 
 
-_EMPTY = _Row([], (), np.zeros(0, np.int32))
+_EMPTY = _Row([], (), ())
 
 
 @dataclass(frozen=True)
 class State:
-    """B prompts and the cache of all their tokens."""
+    """B prompts and the cache of all their tokens; those beyond `count` fill up the batch."""
 
+    count: int
     contexts: tuple[Context, ...]
     prompts: tuple[_Row, ...]
-    cache: Cache
+    cache: Any
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """A video's frame size in patches, true times, and its features by temporal patch."""
+    """A video's frame size in patches, true times, and the features of its temporal patches."""
 
     grid: tuple[int, int]
     seconds: np.ndarray
-    features: jax.Array
-    rows: dict[tuple[int, ...], np.ndarray]
+    features: dict[tuple[int, ...], np.ndarray]
 
 
 class Viewer:
-    """Answers what the surprise loop asks, for the videos that have been added."""
+    """Answers what the surprise loop asks, for the videos that have been added.
 
-    def __init__(self, vlm: VLM):
+    Args:
+      vlm: the model.
+      batch: prompts a job takes; fewer are filled up to it, so that one shape serves them all.
+      driver: where the model is (`experiments.mesh`); the default is the device it is on.
+    """
+
+    def __init__(self, vlm: VLM, *, batch: int = 1, driver: Driver | None = None):
         self._vlm, self._processor = vlm, vlm.processor
-        self._model = nnx.split(vlm.model)  # structure, arrays
-        self._allowed = jnp.asarray(vlm.processor.speakable())
+        self._run = single(vlm.model) if driver is None else driver
+        self.batch = -(-batch // self._run.replicas) * self._run.replicas
+        allowed = np.tile(vlm.processor.speakable(), (self._run.replicas, 1))
+        self._allowed = self._run.put(allowed)
         self._clips: dict[str, _Clip] = {}
         self.dtype = np.dtype(vlm.model.dtype).name
         self.trained = vlm.trained
@@ -105,22 +109,18 @@ class Viewer:
         settings = self._processor.settings
         wanted = list(dict.fromkeys(patch for view in views for patch in self._patches(view)))
         grid = (frames.shape[1] // vision.patch, frames.shape[2] // vision.patch)
-        cells = grid[0] * grid[1] // vision.merge**2
         side = vision.window_cells * vision.factor
         windows = bucket(-(-frames.shape[1] // side) * -(-frames.shape[2] // side), least=1)
-        chunks, rows = [], {}
-        for start in range(0, len(wanted), ENCODE_FRAMES):
-            part = wanted[start : start + ENCODE_FRAMES]
+        room = ENCODE_FRAMES * self._run.replicas
+        features = {}
+        for start in range(0, len(wanted), room):
+            part = wanted[start : start + room]
             shown = frames[np.array(part).reshape(-1)]
             patches, thw = patchify(shown, vision, settings.mean, settings.std)
-            laid, index = lay_out(
-                patches, np.array([thw]), vision, windows=windows, frames=ENCODE_FRAMES
-            )
-            base = sum(len(chunk) for chunk in chunks)
-            chunks.append(_encode(*self._model, laid))
-            rows |= dict(zip(part, base + index.reshape(-1, cells), strict=True))
-        chunks += [jnp.zeros_like(chunks[0])] * (bucket(len(chunks), least=1) - len(chunks))
-        self._clips[video] = _Clip(grid, np.asarray(seconds), jnp.concatenate(chunks), rows)
+            laid, index = lay_out(patches, np.array([thw]), vision, windows=windows, frames=room)
+            rows = self._run.fetch(self._run(_encode, laid))
+            features |= zip(part, rows[index.reshape(len(part), -1)], strict=True)
+        self._clips[video] = _Clip(grid, np.asarray(seconds), features)
 
     def drop(self, video: str) -> None:
         """Forgets a video's features."""
@@ -129,30 +129,34 @@ class Viewer:
     # `surprise.VideoModel`
 
     def look(self, contexts: Sequence[Context]) -> State:
+        count, contexts = len(contexts), tuple(self._filled(contexts))
         prompts = [
             self._shown(_EMPTY, context, self._piece(context, 0), context.window, "video")
             for context in contexts
         ]
-        return self._extended(None, tuple(contexts), prompts)
+        return self._extended(State(count, contexts, (_EMPTY,) * len(contexts), None), prompts)
 
     def observe(self, state: State, observations: Sequence[tuple[int, ...]]) -> State:
         prompts = []
-        for context, row, places in zip(state.contexts, state.prompts, observations, strict=True):
+        rows = zip(state.contexts, state.prompts, self._filled(observations), strict=True)
+        for context, row, places in rows:
             kind = "image" if len(places) == 1 else "video"
             prompts.append(self._shown(row, context, self._piece(context, 1, kind), places, kind))
-        return self._extended(state, state.contexts, prompts)
+        return self._extended(state, prompts)
 
     def generate(self, state: State, question: str, sampling: Sampling) -> list[list[Generation]]:
-        return self._answers(state, self._asked(state, question), sampling)
+        return self._answers(state, self._asked(state, question), sampling)[: state.count]
 
     def nll(
         self, state: State, question: str, answers: Sequence[Sequence[str]]
     ) -> tuple[np.ndarray, np.ndarray]:
         asked = self._asked(state, question)
         ids = [[self._processor.plain(text) for text in row] for row in answers]
-        tokens = _text_rows(ids, [self._text_start(row) for row in asked])
-        sums = _nll(*self._model, state.cache, self._chunk(state.prompts, asked), tokens)
-        return np.asarray(sums, np.float64), np.array([[len(text) for text in row] for row in ids])
+        tokens = _text_rows(self._filled(ids), [self._text_start(row) for row in asked])
+        question_tokens, _ = self._chunk(state.prompts, asked)
+        sums = self._run.fetch(self._run(_nll, state.cache, question_tokens, tokens))
+        counts = np.array([[len(text) for text in row] for row in ids])
+        return sums[: state.count].astype(np.float64), counts
 
     def p_yes(
         self,
@@ -163,15 +167,15 @@ class Viewer:
     ) -> np.ndarray:
         ids = [
             [self._processor.tokenize(self._piece(context, -1, question=text)) for text in row]
-            for context, row in zip(state.contexts, questions, strict=True)
+            for context, row in zip(state.contexts, questions, strict=False)
         ]
-        tokens = _text_rows(ids, [self._text_start(row) for row in state.prompts])
-        z = np.asarray(_next_logits(*self._model, state.cache, tokens), np.float64)
-        yes_mass, no_mass = (
-            np.logaddexp.reduce(z[..., self._processor.single_tokens(texts)], axis=-1)
-            for texts in (yes, no)
-        )
-        return np.exp(-np.logaddexp(0.0, no_mass - yes_mass))
+        tokens = _text_rows(self._filled(ids), [self._text_start(row) for row in state.prompts])
+        words = {
+            "yes": tuple(self._processor.single_tokens(yes)),
+            "no": tuple(self._processor.single_tokens(no)),
+        }
+        odds = self._run.fetch(self._run(_log_odds, state.cache, tokens, **words))
+        return np.exp(-np.logaddexp(0.0, -odds[: state.count].astype(np.float64)))
 
     def summarize(self, prompts: Sequence[str], *, system: str, max_tokens: int) -> list[str]:
         asked = []
@@ -182,9 +186,15 @@ class Viewer:
             )
         ones = np.ones((len(prompts), 1), np.float32)
         greedy = Sampling(max_tokens, 0 * ones, ones, 0, np.zeros(ones.shape, np.uint32))
-        return [row[0].text for row in self._answers(None, asked, greedy)]
+        return [row[0].text for row in self._answers(None, self._filled(asked), greedy)][
+            : len(prompts)
+        ]
 
     # Host side of a prompt
+
+    def _filled(self, rows: Sequence[Any]) -> list[Any]:
+        """The rows and, up to a multiple of the batch, the first of them again."""
+        return [*rows, *[rows[0]] * (-len(rows) % self.batch)]
 
     def _patches(self, view: tuple[int, ...]) -> list[tuple[int, ...]]:
         """A view's frames by temporal patch, the last frame repeated where one is missing."""
@@ -216,8 +226,8 @@ class Viewer:
         """The prompt with a piece of text that shows `places` of its video."""
         clip = self._clips[context.video]
         visual = self._processor.placed(clip.grid, clip.seconds[list(places)], kind)
-        rows = np.concatenate([clip.rows[patch] for patch in self._patches(places)])
-        return row.extended(self._processor.tokenize(text, [visual]), [visual], rows)
+        features = np.concatenate([clip.features[patch] for patch in self._patches(places)])
+        return row.extended(self._processor.tokenize(text, [visual]), [visual], [features])
 
     def _positions(self, row: _Row) -> tuple[np.ndarray, int]:
         """Positions [3, T] of a prompt's tokens, and where an answer is decoded."""
@@ -240,12 +250,14 @@ class Viewer:
         return int(self._positions(row.extended(self._processor.plain(" ")))[0][0, len(row.ids)])
 
     def _chunk(
-        self, before: Sequence[_Row], after: Sequence[_Row], offsets: Sequence[int] | None = None
-    ) -> Tokens:
-        """The tokens that `after` adds to `before`, padded to a bucket, with N = 1."""
+        self, before: Sequence[_Row], after: Sequence[_Row]
+    ) -> tuple[Tokens, np.ndarray | None]:
+        """The tokens that `after` adds to `before`, padded to a bucket, with N = 1.
+
+        With them come the features that they show, [B, rows, features], or None.
+        """
         longest = max(len(b.ids) - len(a.ids) for a, b in zip(before, after, strict=True))
-        length = bucket(longest, least=64 if before[0].ids else 128)
-        shape = (len(after), 1, length)
+        shape = (len(after), 1, bucket(longest, least=16))
         ids, valid = np.zeros(shape, np.int32), np.zeros(shape, bool)
         positions, visual = np.ones((3, *shape), np.int32), np.full(shape, -1, np.int32)
         placeholders = [self._vlm.config.image_token, self._vlm.config.video_token]
@@ -254,54 +266,55 @@ class Viewer:
             count = len(added)
             ids[b, 0, :count], valid[b, 0, :count] = added, True
             positions[:, b, 0, :count] = self._positions(new)[0][:, len(old.ids) :]
-            if len(new.rows) > len(old.rows):
+            if len(new.features) > len(old.features):
                 shown = np.flatnonzero(np.isin(added, placeholders))
-                visual[b, 0, shown] = offsets[b] + new.rows[len(old.rows) :]
-        return Tokens(ids, positions, valid, visual if (visual >= 0).any() else None)
+                visual[b, 0, shown] = np.arange(len(shown))
+        if (visual < 0).all():
+            return Tokens(ids, positions, valid), None
+        added = [
+            np.concatenate(new.features[len(old.features) :])
+            for old, new in zip(before, after, strict=True)
+        ]
+        rows = bucket(max(map(len, added)), least=16)
+        features = np.zeros((len(after), rows, added[0].shape[1]), added[0].dtype)
+        for b, part in enumerate(added):
+            features[b, : len(part)] = part
+        return Tokens(ids, positions, valid, visual), features
 
     # Device side
 
-    def _extended(
-        self, state: State | None, contexts: tuple[Context, ...], prompts: Sequence[_Row]
-    ) -> State:
-        clips = [self._clips[context.video] for context in contexts]
-        banks = [clip.features for clip in clips]
-        offsets = np.cumsum([0] + [len(bank) for bank in banks[:-1]])
-        features = banks[0] if len(banks) == 1 else jnp.concatenate(banks)
-        before = [_EMPTY] * len(prompts) if state is None else state.prompts
-        cache, _ = _extend(
-            *self._model,
-            None if state is None else state.cache,
-            self._chunk(before, prompts, offsets),
-            features,
-        )
-        return State(contexts, tuple(prompts), cache)
+    def _extended(self, state: State, prompts: Sequence[_Row]) -> State:
+        tokens, features = self._chunk(state.prompts, prompts)
+        cache = self._run(_prefix, state.cache, tokens, features)
+        return replace(state, prompts=tuple(prompts), cache=cache)
 
     def _answers(
         self, state: State | None, asked: Sequence[_Row], how: Sampling
     ) -> list[list[Generation]]:
+        """What is sampled behind the prompts `asked`; rows of `how` are filled up to them."""
         before = [_EMPTY] * len(asked) if state is None else state.prompts
-        stop = self._processor.stop_tokens
-        out = _generate(
-            *self._model,
+        temperature, top_p, seeds = (
+            np.stack(self._filled(rows)) for rows in (how.temperature, how.top_p, how.seeds)
+        )
+        question, _ = self._chunk(before, asked)
+        out = self._run(
+            _generate,
             None if state is None else state.cache,
-            self._chunk(before, asked),
-            jnp.array([self._positions(row)[1] for row in asked], jnp.int32),
-            jnp.asarray(how.seeds),
-            sampling.Sampling(jnp.asarray(how.temperature), jnp.asarray(how.top_p), how.top_k),
+            question,
+            np.array([self._positions(row)[1] for row in asked], np.int32),
+            seeds,
+            sampling.Sampling(temperature, top_p, np.full(seeds.shape, how.top_k, np.int32)),
             self._allowed,
             max_tokens=how.max_tokens,
-            stop_tokens=stop,
+            stop_tokens=self._processor.stop_tokens,
         )
-        tokens, lengths, finished = jax.device_get((out.tokens, out.lengths, out.finished))
+        out = self._run.fetch(out)
         return [
             [
-                Generation(
-                    self._processor.decode(tokens[b, n, : lengths[b, n]]), bool(finished[b, n])
-                )
-                for n in range(tokens.shape[1])
+                Generation(self._processor.decode(tokens[:length]), bool(finished))
+                for tokens, length, finished in zip(*row, strict=True)
             ]
-            for b in range(tokens.shape[0])
+            for row in zip(out.tokens, out.lengths, out.finished, strict=True)
         ]
 
 
@@ -321,45 +334,51 @@ def _text_rows(ids: Sequence[Sequence[Sequence[int]]], starts: Sequence[int]) ->
     return Tokens(padded, np.broadcast_to(positions, (3, *shape)), valid)
 
 
-# The jitted steps. `graph` is the model's structure, `params` its arrays.
+# The jobs: pure functions of a model and of arrays with a batch axis.
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(graph, params, frames):
-    return encode(nnx.merge(graph, params), frames)
+def _encode(model: Model, frames):
+    return encode(model, frames)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _extend(graph, params, prefix, tokens, features):
+def _prefix(model: Model, prefix, tokens, features):
+    """The prefix with a chunk behind it that may show features [B, rows, features]."""
+    if features is not None:
+        first = jnp.arange(len(features), dtype=jnp.int32) * features.shape[1]
+        visual = jnp.where(tokens.visual >= 0, tokens.visual + first[:, None, None], -1)
+        tokens = replace(tokens, visual=visual)
+        features = features.reshape(-1, features.shape[-1])
+    return _extend(model, prefix, tokens, features)[0]
+
+
+def _extend(model: Model, prefix, tokens, features=None):
     """The prefix with a chunk behind it, and the hidden state of the chunk's last token, [B, D]."""
-    hidden, own = run(nnx.merge(graph, params), tokens, features, prefix=prefix)
+    hidden, own = run(model, tokens, features, prefix=prefix)
     cache = own if prefix is None else prefix.append(own)
     return cache, last(hidden, tokens.valid)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _nll(graph, params, prefix, question, answers):
+def _nll(model: Model, prefix, question, answers):
     """Summed negative log-likelihood of each answer to the question, [B, N]."""
-    prefix, hidden = _extend(graph, params, prefix, question, None)
-    logprobs = continuation_logprobs(nnx.merge(graph, params), prefix, hidden, answers)
+    prefix, hidden = _extend(model, prefix, question)
+    logprobs = continuation_logprobs(model, prefix, hidden, answers)
     return -jnp.sum(jnp.where(answers.valid, logprobs, 0.0), axis=-1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _next_logits(graph, params, prefix, questions):
-    """Logits of the first token of the answer to each of N questions, [B, N, V]."""
-    model = nnx.merge(graph, params)
+def _log_odds(model: Model, prefix, questions, *, yes: tuple[int, ...], no: tuple[int, ...]):
+    """log P(yes) / P(no) of the first token of the answer to each of N questions, [B, N]."""
     hidden, _ = run(model, questions, prefix=prefix)
-    return logits(model, last(hidden, questions.valid))
+    z = logits(model, last(hidden, questions.valid))
+    mass = [jax.nn.logsumexp(z[..., jnp.array(words)], axis=-1) for words in (yes, no)]
+    return mass[0] - mass[1]
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("max_tokens", "stop_tokens"))
 def _generate(
-    graph, params, prefix, question, start, seeds, how, allowed, *, max_tokens, stop_tokens
+    model: Model, prefix, question, start, seeds, how, allowed, *, max_tokens, stop_tokens
 ):
-    prefix, hidden = _extend(graph, params, prefix, question, None)
+    prefix, hidden = _extend(model, prefix, question)
     return sampling.generate(
-        nnx.merge(graph, params),
+        model,
         prefix,
         hidden,
         start,
@@ -367,5 +386,5 @@ def _generate(
         how,
         max_tokens=max_tokens,
         stop_tokens=stop_tokens,
-        allowed=allowed,
+        allowed=allowed[0],  # alike in every row
     )

@@ -16,5 +16,6 @@ from surprise.trace import (
     Viewing,
     advance,
     begin,
+    stretches,
     watch,
 )

@@ -115,28 +115,40 @@ class Episode:
 
 @dataclass(frozen=True)
 class Viewing:
-    """An episode in progress: what is remembered of it and the steps done."""
+    """A stretch of an episode in progress: what is remembered of it and the steps done."""
 
     episode: Episode
-    steps: tuple[Step, ...]
+    step: int
+    """The next step to do."""
+    stop: int
+    """The step before which the stretch ends."""
+    steps: tuple[Step, ...] = ()
     history: tuple[str, ...] = ()
     """Sentences, oldest first."""
 
     @property
-    def step(self) -> int:
-        """The next step to do."""
-        return len(self.steps)
-
-    @property
     def done(self) -> bool:
-        return self.step >= len(self.episode.frames)
+        return self.step >= self.stop
 
 
 def begin(settings: Settings, episode: Episode) -> Viewing:
-    """Step 0, at which nothing can be expected yet: score 0 and no hypotheses."""
+    """An episode after step 0, at which nothing can be expected yet: score 0 and no hypotheses."""
     posterior = {"posterior_nll": ()} if settings.posterior == "nll" else {"probe_yes": ()}
     first = Step(frame=episode.frames[0], seconds=episode.seconds[0], **posterior)
-    return Viewing(episode=episode, steps=(first,))
+    return Viewing(episode, step=1, stop=len(episode.frames), steps=(first,))
+
+
+def stretches(settings: Settings, episode: Episode) -> list[Viewing]:
+    """The parts of an episode that may go side by side; their steps, joined, are the episode's.
+
+    With a history every step waits for the caption before it, and the episode is one part. Without
+    one no step depends on another.
+    """
+    whole = begin(settings, episode)
+    if settings.history != "none":
+        return [whole]
+    steps = range(1, whole.stop)
+    return [replace(whole, stop=1), *(Viewing(episode, step=k, stop=k + 1) for k in steps)]
 
 
 def advance(model: VideoModel, settings: Settings, viewings: Sequence[Viewing]) -> list[Viewing]:
@@ -175,8 +187,9 @@ def advance(model: VideoModel, settings: Settings, viewings: Sequence[Viewing]) 
     captions = _captions(model, settings, after, viewings)
     steps = _steps(settings, viewings, hypotheses, prior_nll, tokens, support, captions)
     return [
-        Viewing(
-            episode=viewing.episode,
+        replace(
+            viewing,
+            step=viewing.step + 1,
             steps=(*viewing.steps, step),
             history=append(viewing.history, step.caption),
         )

@@ -23,6 +23,8 @@ QUICK = [
     "--config.hypothesis_tokens=6",
     "--config.caption_tokens=4",
     "--config.budget=5",
+    "--config.driver=single",
+    "--config.batch=1",
 ]
 PLAIN = [*QUICK, "--config.pictures=false", "--config.report=false"]
 ASSETS = Path(__file__).resolve().parents[3] / "shared/assets/videos"

@@ -1,0 +1,239 @@
+"""Where jobs run: on one device, as a replica on each of several, or spread over a mesh.
+
+A job is a pure function `job(model, *args, **static)` of arrays with a batch axis B; the three
+drivers run the same job and give the same numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vlm.model import Model
+
+AXES = ("data", "fsdp", "tensor")
+_BATCH = ("data", "fsdp")  # prompts are split over both
+_BATCH_AXIS = {"positions": 1, "k": 1, "v": 1}
+"""The axis of B in fields where it is not the first."""
+
+# Parameters by name: the first pattern found decides how the last axes are split; stacked layers
+# stay whole. Megatron's rule: what widens is split by columns, what narrows back by rows.
+_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"\.(q|k|v|qkv|gate|up|fc1)\.kernel$", ("fsdp", "tensor")),
+    (r"\.(q|k|v|qkv|gate|up|fc1)\.bias$", ("tensor",)),
+    (r"\.(o|proj|down|fc2)\.kernel$", ("tensor", "fsdp")),
+    (r"^embed\.embedding$", ("tensor", "fsdp")),
+    (r"^head\.kernel$", ("fsdp", "tensor")),
+    (r"\.(scale|bias)$|patch_embed\.kernel$|positions\.embedding$", ()),
+)
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A model in its place, and how jobs on it run.
+
+    A job takes arrays of numpy, whose B is a multiple of `replicas`, and what jobs have returned.
+    That stays on the devices, in a form of the driver's own, until `fetch` brings it back; `put`
+    sends arrays there ahead of a job.
+    """
+
+    replicas: int
+    put: Callable[[Any], Any]
+    fetch: Callable[[Any], Any]
+    _call: Callable[[Callable, tuple, tuple], Any]
+
+    def __call__(self, job: Callable, *args: Any, **static: Any) -> Any:
+        """The job's result on the devices; compiled once for every shape and `static`."""
+        return self._call(job, args, tuple(sorted(static.items())))
+
+
+def single(model: Model) -> Driver:
+    """The device that the model is on."""
+    graph, params = nnx.split(model)
+
+    def call(job, args, static):
+        return _jitted(graph, None, job, static)(params, *args)
+
+    return Driver(1, jax.device_put, jax.device_get, call)
+
+
+def pmapped(model: Model, devices: Sequence[jax.Device] | None = None) -> Driver:
+    """A replica of the model on each of this process's devices, the prompts split among them."""
+    devices = tuple(jax.local_devices() if devices is None else devices)
+    graph, params = nnx.split(model)
+    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    params = jax.device_put(params, NamedSharding(mesh, P()))  # once, not at every call
+
+    def split(path, leaf):
+        """[.., B, ..] -> [devices, .., B / devices, ..]"""
+        axis = _batch_axis(path)
+        shape = (*leaf.shape[:axis], len(devices), -1, *leaf.shape[axis + 1 :])
+        return np.moveaxis(leaf.reshape(shape), axis, 0)
+
+    def put(tree) -> _Split:
+        entries, structure = jax.tree_util.tree_flatten_with_path(tree)
+        spread = NamedSharding(mesh, P("data"))
+        leaves = tuple(jax.device_put(split(path, leaf), spread) for path, leaf in entries)
+        return _Split(leaves, structure)
+
+    def fetch(result: _Split):
+        leaves = (jax.device_get(leaf) for leaf in result.leaves)
+        return result.structure.unflatten(leaf.reshape(-1, *leaf.shape[2:]) for leaf in leaves)
+
+    def call(job, args, static) -> _Split:
+        entries, structure = jax.tree_util.tree_flatten_with_path(args)
+        inner = tuple(
+            entry.structure if isinstance(entry, _Split) else None for _, entry in entries
+        )
+        program, returned = _pmapped(graph, devices, job, static, structure, inner)
+        parts = [
+            entry.leaves if isinstance(entry, _Split) else split(path, entry)
+            for path, entry in entries
+        ]
+        leaves = tuple(program(params, parts))
+        return _Split(leaves, returned[0])
+
+    return Driver(len(devices), put, fetch, call)
+
+
+def sharded(model: Model, mesh: Mesh) -> Driver:
+    """One model spread over a mesh with AXES: parameters by rule, prompts and caches by batch.
+
+    Prompts are split over data and fsdp, keys and values over tensor as well. The model may be
+    placed already (see `placement`), which one that exceeds a device must be.
+    """
+    graph, params = nnx.split(model)
+    place = placement(mesh)
+    params = jax.tree_util.tree_map_with_path(lambda path, leaf: place(_dotted(path), leaf), params)
+
+    def put(tree):
+        def one(path, leaf):
+            there = isinstance(leaf, jax.Array)
+            return leaf if there else jax.device_put(leaf, _batch_sharding(mesh, path, leaf))
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    def call(job, args, static):
+        return _jitted(graph, mesh, job, static)(params, *put(args))
+
+    return Driver(mesh.shape["data"] * mesh.shape["fsdp"], put, jax.device_get, call)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A tree whose leaves carry a leading axis of devices; opaque to jax, as it fits no type."""
+
+    leaves: tuple[jax.Array, ...]
+    structure: Any
+
+
+def make_mesh(shape: Sequence[int]) -> Mesh:
+    """A mesh of this process's first devices; shape: how many along data, fsdp and tensor.
+
+    Raises ValueError where there are fewer devices.
+    """
+    devices = jax.local_devices()
+    needed = int(np.prod(shape))
+    if len(shape) != len(AXES) or needed < 1 or needed > len(devices):
+        raise ValueError(
+            f"a mesh of {tuple(shape)} over {', '.join(AXES)} does not fit {len(devices)} devices"
+        )
+    grid = np.array(devices[:needed]).reshape(tuple(shape))
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def placement(mesh: Mesh) -> Callable[[str, Any], jax.Array]:
+    """(dotted path of a parameter, array) -> the array in its place, for `vlm.load`."""
+
+    def place(path: str, array) -> jax.Array:
+        return jax.device_put(array, NamedSharding(mesh, partition(path, array.shape, mesh)))
+
+    return place
+
+
+def partition(path: str, shape: Sequence[int], mesh: Mesh) -> P:
+    """How a parameter is split: by the first rule that matches; an axis too short stays whole.
+
+    Raises ValueError where no rule matches, so that a new layer can't stay whole unnoticed.
+    """
+    for pattern, axes in _RULES:
+        if re.search(pattern, path):
+            return _fitting((None,) * (len(shape) - len(axes)) + axes, shape, mesh)
+    raise ValueError(f"no rule says how to split the parameter {path}")
+
+
+def _fitting(axes: Sequence, shape: Sequence[int], mesh: Mesh) -> P:
+    """The axes whose devices divide the array's side."""
+
+    def devices(axis) -> int:
+        names = axis if isinstance(axis, tuple) else (axis,)
+        return int(np.prod([mesh.shape[name] for name in names]))
+
+    fits = [axis and size % devices(axis) == 0 for axis, size in zip(axes, shape, strict=True)]
+    return P(*(axis if fit else None for axis, fit in zip(axes, fits, strict=True)))
+
+
+def _batch_sharding(mesh: Mesh, path, leaf) -> NamedSharding:
+    axes: list = [None] * leaf.ndim
+    axes[_batch_axis(path)] = _BATCH
+    if _name(path) in ("k", "v"):
+        axes[4] = "tensor"  # the heads
+    return NamedSharding(mesh, _fitting(axes, leaf.shape, mesh))
+
+
+# One program a job, a structure and a set of static arguments, whoever asks.
+
+
+@functools.cache
+def _jitted(graph, mesh: Mesh | None, job: Callable, static: tuple) -> Callable:
+    def program(params, *args):
+        out = job(nnx.merge(graph, params), *args, **dict(static))
+        if mesh is None:
+            return out
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jax.lax.with_sharding_constraint(
+                leaf, _batch_sharding(mesh, path, leaf)
+            ),
+            out,
+        )
+
+    return jax.jit(program)
+
+
+@functools.cache
+def _pmapped(
+    graph, devices: tuple, job: Callable, static: tuple, structure, inner: tuple
+) -> tuple[Callable, list]:
+    """The mapped job, and a list that holds the structure of its result once it is traced."""
+    returned: list = []
+
+    def program(params, parts):
+        pairs = zip(inner, parts, strict=True)
+        args = structure.unflatten(s.unflatten(p) if s is not None else p for s, p in pairs)
+        out = job(nnx.merge(graph, params), *args, **dict(static))
+        leaves, returned[:] = jax.tree.leaves(out), [jax.tree.structure(out)]
+        return leaves
+
+    return jax.pmap(program, axis_name="data", in_axes=(None, 0), devices=devices), returned
+
+
+def _name(path) -> str:
+    return path[-1].name if path and isinstance(path[-1], jax.tree_util.GetAttrKey) else ""
+
+
+def _batch_axis(path) -> int:
+    return _BATCH_AXIS.get(_name(path), 0)
+
+
+def _dotted(path) -> str:
+    """A parameter's path as `load_weights` spells it, without the `value` of its wrapper."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")

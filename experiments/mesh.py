@@ -186,7 +186,7 @@ def _batch_sharding(mesh: Mesh, path, leaf) -> NamedSharding:
     axes: list = [None] * leaf.ndim
     axes[_batch_axis(path)] = _BATCH
     if _name(path) in ("k", "v"):
-        axes[4] = "tensor"  # the heads
+        axes[3] = "tensor"  # the heads
     return NamedSharding(mesh, _fitting(axes, leaf.shape, mesh))
 
 

@@ -26,16 +26,16 @@ _TILE, _LANES = 512, 128  # splash: largest block, and what a block is a multipl
 _MASKED = -1e30  # finite, so that a row with nothing to see gives numbers and not NaN
 
 Prefix = tuple[
-    Float[Array, "B P kv_heads head_dim"],
-    Float[Array, "B P kv_heads head_dim"],
+    Float[Array, "B kv_heads P head_dim"],
+    Float[Array, "B kv_heads P head_dim"],
     Bool[Array, "B P"],
 ]
 
 
 def attend(
     q: Float[Array, "B N T heads head_dim"],
-    k: Float[Array, "B N S kv_heads head_dim"],
-    v: Float[Array, "B N S kv_heads head_dim"],
+    k: Float[Array, "B N kv_heads S head_dim"],
+    v: Float[Array, "B N kv_heads S head_dim"],
     valid: Bool[Array, "B N S"],
     prefix: Prefix | None = None,
     *,
@@ -50,7 +50,8 @@ def attend(
 
     Args:
       q: queries; `heads` is a multiple of `kv_heads`.
-      k, v: the rows' own keys and values.
+      k, v: the rows' own keys and values; heads come first, as a cache that is read at every step
+        must not be transposed at every step.
       valid: which own slots hold a token; no query sees the others.
       prefix: keys, values and validity of the shared prefix; every query sees its valid slots.
       start: slot of the first query: query t sees slots up to start + t. None: all slots.
@@ -63,7 +64,7 @@ def attend(
         return _cudnn(q, k, v, valid, causal=start is not None)
     if chosen == "splash":
         return _splash(q, k, v, valid, causal=start is not None)
-    slots = k.shape[2] + (0 if prefix is None else prefix[0].shape[1])
+    slots = k.shape[3] + (0 if prefix is None else prefix[0].shape[2])
     size = _block(q.shape, slots)
     if size < q.shape[2]:
         return _blocked(q, k, v, valid, prefix, start, size)
@@ -81,6 +82,7 @@ def attend_within(
 ) -> Float[Array, "F S heads head_dim"]:
     """Attention among the valid patches of each run of `run` consecutive ones, which divides S."""
     q_run, k_run, v_run = (part.reshape(-1, 1, run, *part.shape[2:]) for part in (q, k, v))
+    k_run, v_run = (jnp.swapaxes(part, 2, 3) for part in (k_run, v_run))
     mixed = attend(q_run, k_run, v_run, valid.reshape(-1, 1, run), backend=backend)
     return mixed.reshape(q.shape)
 
@@ -113,7 +115,7 @@ def obstacle(
     """Which constraint keeps a back end from an attention of these shapes; empty where none does.
 
     Args:
-      q_shape, k_shape: [B, N, T, heads, head_dim] and [B, N, S, kv_heads, head_dim].
+      q_shape, k_shape: [B, N, T, heads, head_dim] and [B, N, kv_heads, S, head_dim].
       start, prefix: as `attend` has them; of the prefix, whether there is one.
       capability: of the GPU, (9, 0) for Hopper; None where it is not known.
     """
@@ -122,7 +124,7 @@ def obstacle(
     head_dim, dtype = q_shape[4], jnp.dtype(dtype)
     if prefix:
         return "rows that share a prefix need log-sum-exps with gradients"
-    if q_shape[2] != k_shape[2] or not (start is None or (isinstance(start, int) and start == 0)):
+    if q_shape[2] != k_shape[3] or not (start is None or (isinstance(start, int) and start == 0)):
         return "queries are a part of the sequence, and the kernel takes whole ones"
     if backend == "splash":
         supported = dtype in (jnp.bfloat16, jnp.float32)
@@ -198,10 +200,10 @@ def _partitioned(backend: str, q: Array) -> bool:
 def _joint(q, k, v, valid, prefix, start):
     """One softmax over all scores at once."""
     batch, rows, length, heads, head_dim = q.shape
-    own, kv_heads = k.shape[2], k.shape[3]
+    kv_heads, own = k.shape[2], k.shape[3]
     grouped = q.reshape(batch, rows, length, kv_heads, heads // kv_heads, head_dim)
 
-    scores = _dot("bntkgh,bnskh->bnkgts", grouped, k) * head_dim**-0.5
+    scores = _dot("bntkgh,bnksh->bnkgts", grouped, k) * head_dim**-0.5
     seen = valid[:, :, None]
     if start is not None:
         causal = jnp.arange(own)[None, :] <= start + jnp.arange(length)[:, None]
@@ -209,14 +211,14 @@ def _joint(q, k, v, valid, prefix, start):
     scores = jnp.where(seen[:, :, None, None], scores, _MASKED)
     if prefix is not None:
         prefix_k, prefix_v, prefix_valid = prefix
-        shared = _dot("bntkgh,bpkh->bnkgtp", grouped, prefix_k) * head_dim**-0.5
+        shared = _dot("bntkgh,bkph->bnkgtp", grouped, prefix_k) * head_dim**-0.5
         shared = jnp.where(prefix_valid[:, None, None, None, None], shared, _MASKED)
         scores = jnp.concatenate([scores, shared], axis=-1)
 
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    mixed = _dot("bnkgts,bnskh->bntkgh", weights[..., :own], v)
+    mixed = _dot("bnkgts,bnksh->bntkgh", weights[..., :own], v)
     if prefix is not None:
-        mixed = mixed + _dot("bnkgtp,bpkh->bntkgh", weights[..., own:], prefix_v)
+        mixed = mixed + _dot("bnkgtp,bkph->bntkgh", weights[..., own:], prefix_v)
     return mixed.astype(q.dtype).reshape(q.shape)
 
 
@@ -261,7 +263,7 @@ def _cudnn(q, k, v, valid, *, causal: bool, implementation: str = "cudnn"):
     Valid tokens are therefore moved to the front, in their order: among them causal order stays
     what it was, and behind them is nothing that they see. No row is ever without a key.
     """
-    shape = q.shape
+    shape, k, v = q.shape, jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3)
     q, k, v, valid = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v, valid))
     order = jnp.argsort(~valid, axis=1, stable=True)
     flash = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
@@ -292,11 +294,12 @@ def _splash(q, k, v, valid, *, causal: bool, interpret: bool = False):
     count = math.ceil(length / _TILE)
     size = _LANES * math.ceil(length / count / _LANES)
     padded = count * size
-    q = (q.astype(jnp.float32) * head_dim**-0.5).astype(q.dtype)
-    q, k, v, valid = (
-        jnp.pad(x, [(0, 0), (0, padded - length)] + [(0, 0)] * (x.ndim - 2))
-        for x in (x.reshape(-1, *x.shape[2:]) for x in (q, k, v, valid))
+    q = jnp.swapaxes(q.astype(jnp.float32) * head_dim**-0.5, 2, 3).astype(q.dtype)
+    rest = (0, padded - length)
+    q, k, v = (
+        jnp.pad(x.reshape(-1, *x.shape[2:]), [(0, 0), (0, 0), rest, (0, 0)]) for x in (q, k, v)
     )
+    valid = jnp.pad(valid.reshape(-1, length), [(0, 0), rest])
     mask = masks.CausalMask((padded, padded)) if causal else masks.FullMask((padded, padded))
     blocks = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     kernel = kernels.make_splash_mha(
@@ -309,8 +312,7 @@ def _splash(q, k, v, valid, *, causal: bool, interpret: bool = False):
 
     def one(q, k, v, valid):
         segment = valid.astype(jnp.int32)
-        heads_first = (jnp.swapaxes(x, 0, 1) for x in (q, k, v))
-        return kernel(*heads_first, segment_ids=kernels.SegmentIds(segment, segment))
+        return kernel(q, k, v, segment_ids=kernels.SegmentIds(segment, segment))
 
     out = jnp.swapaxes(jax.vmap(one)(q, k, v, valid), 1, 2)
     return out[:, :length].reshape(shape)

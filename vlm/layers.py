@@ -73,11 +73,18 @@ def stack(depth: int, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) ->
 
 
 def scan(layers: nnx.Module, body: Callable, carry, xs, *, remat: bool = False):
-    """Folds `carry` through stacked layers: `carry, y = body(layer, carry, x)`; ys are stacked.
+    """Folds `carry` through layers: `carry, y = body(layer, carry, x)`; xs and ys are by layer.
 
-    One layer is traced and compiled whatever the depth. With `remat` a layer's activations are
-    recomputed in the backward pass instead of kept.
+    Of stacked layers one is traced and compiled, whatever the depth; xs and ys are stacked as well.
+    With `remat` a layer's activations are recomputed in the backward pass instead of kept. A list
+    of layers (see `unstacked`), for inference, is unrolled; xs is a list too, and so are ys.
     """
+    if isinstance(layers, nnx.List):
+        ys = []
+        for layer, x in zip(layers, xs, strict=True):
+            carry, y = body(layer, carry, x)
+            ys.append(y)
+        return carry, ys
     graph, params = nnx.split(layers)
 
     def step(carry, inputs):
@@ -85,3 +92,15 @@ def scan(layers: nnx.Module, body: Callable, carry, xs, *, remat: bool = False):
         return body(nnx.merge(graph, state), carry, x)
 
     return jax.lax.scan(jax.checkpoint(step) if remat else step, carry, (params, xs))
+
+
+def unstacked(layers: nnx.Module, depth: int) -> nnx.Module:
+    """Stacked layers as a list.
+
+    For loops of many short steps: a scan would copy each layer's parameters out of the stack at
+    every step, and they are what such a step's time goes into; here that is done once.
+    """
+    graph, params = nnx.split(layers)
+    return nnx.List(
+        [nnx.merge(graph, jax.tree.map(lambda p, i=i: p[i], params)) for i in range(depth)]
+    )

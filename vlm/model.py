@@ -14,7 +14,7 @@ from vlm.attention import BACKENDS
 from vlm.config import Qwen3Vision, VLMConfig
 from vlm.frames import Frames, lay_out
 from vlm.inputs import Inputs
-from vlm.layers import linear
+from vlm.layers import linear, unstacked
 from vlm.positions import HF_COMPAT, mrope_positions
 from vlm.text import Cache, Decoder
 from vlm.vision_qwen3 import Qwen3Tower
@@ -50,6 +50,12 @@ class Model(nnx.Module):
     @property
     def dtype(self):
         return self.embed.embedding.dtype
+
+    def unstacked(self) -> Model:
+        """The same model with its decoder's layers as a list: for loops of many short steps."""
+        model = nnx.merge(*nnx.split(self))
+        model.decoder.layers = unstacked(self.decoder.layers, self.config.text.layers)
+        return model
 
 
 @jax.tree_util.register_dataclass

@@ -138,6 +138,7 @@ def generate(
       allowed: tokens that may be drawn; None means all.
     """
     batch, rows = seeds.shape
+    model, prefix = model.unstacked(), prefix.unstacked()
     stop = jnp.asarray(stop_tokens, jnp.int32)
     padding = stop_tokens[0] if stop_tokens else 0
 
@@ -165,7 +166,7 @@ def generate(
     shared = jnp.broadcast_to(hidden[:, None], (batch, rows, hidden.shape[-1]))
     token = pick(shared, 0)
     tokens = jnp.full((batch, rows, max_tokens), padding, jnp.int32).at[:, :, 0].set(token)
-    own = Cache.empty(model.config.text, batch, rows, max_tokens, model.dtype)
+    own = Cache.empty(model.config.text, batch, rows, max_tokens, model.dtype).unstacked()
     state = (jnp.int32(1), token, ends(token), tokens, own)
     _, _, done, tokens, _ = jax.lax.while_loop(running, body, state)
     stopped = ends(tokens)

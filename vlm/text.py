@@ -24,22 +24,33 @@ class Cache:
     A cache of N = 1 is a prefix: any number of rows may attend to it (see `Decoder`).
     """
 
-    k: Float[Array, "layers B N S kv_heads head_dim"]
-    v: Float[Array, "layers B N S kv_heads head_dim"]
+    k: Float[Array, "layers B N kv_heads S head_dim"] | list[Array]
+    v: Float[Array, "layers B N kv_heads S head_dim"] | list[Array]
+    """By layer: stacked, or a list for layers that are one (see `vlm.layers.unstacked`)."""
     valid: Bool[Array, "B N S"]
 
     @classmethod
     def empty(cls, config: TextConfig, batch: int, rows: int, slots: int, dtype) -> Cache:
         """A cache with no valid slot."""
-        shape = (config.layers, batch, rows, slots, config.kv_heads, config.head_dim)
+        shape = (config.layers, batch, rows, config.kv_heads, slots, config.head_dim)
         zeros = jnp.zeros(shape, dtype)
         return cls(zeros, zeros, jnp.zeros((batch, rows, slots), bool))
+
+    def unstacked(self) -> Cache:
+        """The same with keys and values as lists by layer."""
+        return Cache(list(self.k), list(self.v), self.valid)
+
+    def padded(self, slots: int) -> Cache:
+        """The same in a cache of `slots` slots, the last ones idle."""
+        more = (0, slots - self.valid.shape[2])
+        k, v = (jnp.pad(part, [*[(0, 0)] * 4, more, (0, 0)]) for part in (self.k, self.v))
+        return Cache(k, v, jnp.pad(self.valid, [(0, 0), (0, 0), more]))
 
     def append(self, other: Cache) -> Cache:
         """This cache followed by the slots of another one."""
         return Cache(
-            jnp.concatenate([self.k, other.k], axis=3),
-            jnp.concatenate([self.v, other.v], axis=3),
+            jnp.concatenate([self.k, other.k], axis=4),
+            jnp.concatenate([self.v, other.v], axis=4),
             jnp.concatenate([self.valid, other.valid], axis=2),
         )
 
@@ -68,9 +79,10 @@ class Attention(nnx.Module):
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, angles), rotate(k, angles)
+        k, v = jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3)
         if own is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(own[0], k, slot, axis=2)
-            v = jax.lax.dynamic_update_slice_in_dim(own[1], v, slot, axis=2)
+            k = jax.lax.dynamic_update_slice_in_dim(own[0], k, slot, axis=3)
+            v = jax.lax.dynamic_update_slice_in_dim(own[1], v, slot, axis=3)
         mixed = attend(q, k, v, seen, prefix, start=slot, backend=self.backend)
         return self.o(mixed.reshape(*x.shape[:3], -1)), (k, v)
 
@@ -152,11 +164,12 @@ class Decoder(nnx.Module):
         interleaved = self.config.rope_interleaved
         axes = interleaved_axes(sections) if interleaved else section_axes(sections)
         angles = multimodal_angles(positions, axes, self.config.rope_theta)
-        prefix_kv = None if prefix is None else (prefix.k[:, :, 0], prefix.v[:, :, 0])
+        prefix_kv = None if prefix is None else (prefix.k, prefix.v)
 
         def body(layer, x, inputs):
             number, own, shared = inputs
-            shared = None if shared is None else (*shared, prefix.valid[:, 0])
+            if shared is not None:
+                shared = (shared[0][:, 0], shared[1][:, 0], prefix.valid[:, 0])
             x, own = layer(x, angles, seen, slot, own, shared)
             if deepstack is not None:
                 x = jax.lax.cond(
@@ -164,6 +177,13 @@ class Decoder(nnx.Module):
                 )
             return x, own
 
-        numbers = jnp.arange(self.config.layers)
-        x, (k, v) = scan(self.layers, body, x, (numbers, own_kv, prefix_kv), remat=remat)
+        if isinstance(self.layers, nnx.List):
+            depth = self.config.layers
+            nothing = [None] * depth
+            pairs = (nothing if kv is None else zip(*kv, strict=True) for kv in (own_kv, prefix_kv))
+            x, kv = scan(self.layers, body, x, list(zip(range(depth), *pairs, strict=True)))
+            k, v = (list(part) for part in zip(*kv, strict=True))
+        else:
+            numbers = jnp.arange(self.config.layers)
+            x, (k, v) = scan(self.layers, body, x, (numbers, own_kv, prefix_kv), remat=remat)
         return self.norm(x), Cache(k, v, seen)

@@ -72,7 +72,7 @@ def test_a_mesh_splits_parameters_and_caches():
 
     state = viewer.look([Context("v", 1, "", "", (0,))])
     spec = state.cache.k.sharding.spec
-    assert spec == P(None, ("data", "fsdp"), None, None, "tensor", None)
+    assert spec == P(None, ("data", "fsdp"), None, "tensor", None, None)
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_QWEN3, *NAMED.values()])

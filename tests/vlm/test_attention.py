@@ -16,13 +16,29 @@ from jax.sharding import AxisType, PartitionSpec
 
 import vlm
 from vlm import attention
-from vlm.attention import attend, attend_within, obstacle, unusable
+from vlm.attention import attend_within, obstacle, unusable
 from vlm.loading import SourceError
 from vlm.model import Model
 from vlm.text import Cache, Decoder
 
 # B prompts, N rows, T queries, S own slots, P prefix slots.
 B, N, T, S, P, HEADS, KV, H = 2, 3, 4, 5, 6, 6, 2, 8
+
+
+def slots_first(function):
+    """An attention as `plain` takes it: the slots of keys and values before their heads."""
+
+    def call(q, k, v, valid, prefix=None, *more, **how):
+        k, v = jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3)
+        if prefix is not None:
+            prefix = (jnp.swapaxes(prefix[0], 1, 2), jnp.swapaxes(prefix[1], 1, 2), prefix[2])
+        shared = () if prefix is None and not more else (prefix,)
+        return function(q, k, v, valid, *shared, *more, **how)
+
+    return call
+
+
+attend = slots_first(attention.attend)
 run = small.jit(attend, static_argnames=("start", "backend"))
 
 
@@ -242,7 +258,7 @@ def test_blocks_of_queries_equal_all_at_once(start, shared, blocks_of_eight):
 
     assert "scan" in str(jax.make_jaxpr(through(blocked))(*own, *shared_kv))
     ours = gradients(through(blocked), *own, *shared_kv)
-    theirs = gradients(through(attention._joint), *own, *shared_kv)
+    theirs = gradients(through(slots_first(attention._joint)), *own, *shared_kv)
     for a, b in zip(ours, theirs, strict=True):
         assert np.isfinite(np.asarray(a)).all()
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5)
@@ -304,7 +320,7 @@ def test_gradients_add_up_over_blocks_in_float32(blocks_of_eight):
 
 # The choice.
 
-SHAPES = ((2, 1, 512, 8, 128), (2, 1, 512, 2, 128))
+SHAPES = ((2, 1, 512, 8, 128), (2, 1, 2, 512, 128))
 
 
 def test_what_keeps_a_kernel_from_a_shape():
@@ -329,15 +345,15 @@ def test_what_keeps_a_kernel_from_a_shape():
      (136, (8, 9), False), (256, (9, 0), True), (264, (10, 0), False), (64, (7, 5), False)],
 )  # fmt: skip
 def test_head_widths_that_cudnn_takes(head_dim, capability, fits):
-    shape = (1, 1, 512, 4, head_dim)
-    reason = obstacle("cudnn", shape, shape, "bfloat16", start=0, capability=capability)
+    shapes = (1, 1, 512, 4, head_dim), (1, 1, 4, 512, head_dim)
+    reason = obstacle("cudnn", *shapes, "bfloat16", start=0, capability=capability)
     assert (reason == "") == fits
-    assert obstacle("splash", shape, shape, "bfloat16", start=0) == ""
+    assert obstacle("splash", *shapes, "bfloat16", start=0) == ""
 
 
 def chosen(asked, length=512, dtype=jnp.bfloat16, start=0, prefix=None, slots=None):
     q = jnp.zeros((1, 1, length, 4, 64), dtype)
-    k = jnp.zeros((1, 1, slots or length, 2, 64), dtype)
+    k = jnp.zeros((1, 1, 2, slots or length, 64), dtype)
     return attention._choose(asked, q, k, start, prefix)
 
 
@@ -364,7 +380,7 @@ def test_auto_leaves_a_kernel_to_xla_only_where_it_is_not_split(monkeypatch):
 
     def chosen_for(x):
         q = jnp.broadcast_to(x, (1, 1, 512, 4, 64))
-        return attention._choose("auto", q, q, 0, None)
+        return attention._choose("auto", q, jnp.swapaxes(q, 2, 3), 0, None)
 
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec("data")
@@ -430,7 +446,7 @@ def assert_agree(kernel, arguments, valid, start, tolerance):
     """At the valid tokens, forward and backward; finite everywhere."""
 
     def xla(q, k, v):
-        return attention._joint(q, k, v, valid, None, start)
+        return slots_first(attention._joint)(q, k, v, valid, None, start)
 
     tokens = valid[..., None, None]
     ours = gradients(kernel, *arguments, where=tokens)
@@ -448,7 +464,7 @@ def test_splash_equals_xla(start, monkeypatch):
     monkeypatch.setattr(attention, "_TILE", 128)
     arguments, valid = long_case(200)
     splash = functools.partial(
-        attention._splash, valid=valid, causal=start is not None, interpret=True
+        slots_first(attention._splash), valid=valid, causal=start is not None, interpret=True
     )
     assert_agree(splash, arguments, valid, start, tolerance=2e-6)
 
@@ -458,7 +474,7 @@ def test_tokens_moved_to_the_front_for_cudnn_equal_xla(start):
     """What is given to cuDNN, given to jax's own implementation of the same function."""
     arguments, valid = long_case(20)
     moved = functools.partial(
-        attention._cudnn, valid=valid, causal=start is not None, implementation="xla"
+        slots_first(attention._cudnn), valid=valid, causal=start is not None, implementation="xla"
     )
     assert_agree(moved, arguments, valid, start, tolerance=2e-6)
 

@@ -86,7 +86,7 @@ def test_written_into_slots_equals_whole(decode, whole, cuts):
         out, own = decode(*part(x, positions, start, stop), own=own, slot=np.int32(start))
         states.append(out)
     np.testing.assert_allclose(np.concatenate(states, axis=2), hidden, **CLOSE)
-    np.testing.assert_allclose(own.k[:, :, :, :T], cache.k, **CLOSE)
+    np.testing.assert_allclose(own.k[..., :T, :], cache.k, **CLOSE)
     np.testing.assert_array_equal(own.valid[0, 0], [True] * T + [False] * 2)
 
 
@@ -107,7 +107,7 @@ def test_rows_on_a_shared_prefix_equal_separate_runs(decode, whole):
     tail_positions = tail_positions + positions.max()
     prefix_hidden, prefix = decode(x, positions)
     together, own = decode(tail, tail_positions, prefix=prefix)
-    assert own.k.shape == (CONFIG.layers, B, N, 4, CONFIG.kv_heads, CONFIG.head_dim)
+    assert own.k.shape == (CONFIG.layers, B, N, CONFIG.kv_heads, 4, CONFIG.head_dim)
     for row in range(N):
         one = slice(row, row + 1)
         alone, _ = decode(tail[:, one], tail_positions[:, :, one], prefix=prefix)

@@ -30,11 +30,12 @@ ENCODE_FRAMES = 8
 _END = "<|vision_end|>"
 
 
-def bucket(size: int, least: int) -> int:
-    """The smallest of least x (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...) / 4 that holds `size`."""
-    while 7 * least // 4 < size:
+def bucket(size: int, least: int, *, parts: int = 4) -> int:
+    """The smallest of least x 2^k x (1, 1 + 1/parts, ..., 2 - 1/parts) that holds `size`."""
+    while least * (2 * parts - 1) // parts < size:
         least *= 2
-    return next(least * part // 4 for part in (4, 5, 6, 7) if least * part // 4 >= size)
+    steps = (least * (parts + i) // parts for i in range(parts))
+    return next(step for step in steps if step >= size)
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,12 @@ class Viewer:
 
     def _extended(self, state: State, prompts: Sequence[_Row]) -> State:
         tokens, features = self._chunk(state.prompts, prompts)
-        cache = self._run(_prefix, state.cache, tokens, features)
+        slots = None
+        if state.cache is None:
+            # A prefix is prefilled at its length, but kept in one of few sizes: what is asked of
+            # it compiles once a size, and an idle slot costs little beside an idle token.
+            slots = bucket(tokens.ids.shape[2], least=128, parts=2)
+        cache = self._run(_prefix, state.cache, tokens, features, slots=slots)
         return replace(state, prompts=tuple(prompts), cache=cache)
 
     def _answers(
@@ -341,14 +347,18 @@ def _encode(model: Model, frames):
     return encode(model, frames)
 
 
-def _prefix(model: Model, prefix, tokens, features):
-    """The prefix with a chunk behind it that may show features [B, rows, features]."""
+def _prefix(model: Model, prefix, tokens, features, *, slots: int | None):
+    """The prefix with a chunk behind it that may show features [B, rows, features].
+
+    A first chunk is kept in a cache of so many slots.
+    """
     if features is not None:
         first = jnp.arange(len(features), dtype=jnp.int32) * features.shape[1]
         visual = jnp.where(tokens.visual >= 0, tokens.visual + first[:, None, None], -1)
         tokens = replace(tokens, visual=visual)
         features = features.reshape(-1, features.shape[-1])
-    return _extend(model, prefix, tokens, features)[0]
+    cache = _extend(model, prefix, tokens, features)[0]
+    return cache if slots is None else cache.padded(slots)
 
 
 def _extend(model: Model, prefix, tokens, features=None):

@@ -19,21 +19,28 @@ from experiments.arguments import Parser, UsageError
 
 log = logging.getLogger(__name__)
 
-USAGE = "compile|load [--out=DIR]"
-
 
 def main(argv: Sequence[str]) -> int:
-    parser = Parser("bench", USAGE, "Measures, prints, and writes results.json to --out.")
-    parser.add_argument("what", choices=sorted(BENCHES), help="what to measure")
+    parser = Parser(
+        "bench",
+        f"{'|'.join(BENCHES)} [--out=DIR] ...",
+        "Measures, prints, and writes results.json to --out. "
+        "`saccade bench WHAT --help` says what more it takes.",
+    )
+    parser.add_argument("what", choices=BENCHES, help="what to measure")
     parser.add_argument("--out", default="", help="folder of results.json; default runs/bench/WHAT")
-    values = parser.parse(argv)
-    out = Path(values.out or f"runs/bench/{values.what}")
+    add_flags, run = BENCHES.get(argv[0] if argv else "", (None, None))
+    if add_flags is not None:
+        add_flags(parser)
+    values = vars(parser.parse(argv))
+    what = values.pop("what")
+    out = Path(values.pop("out") or f"runs/bench/{what}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out={out}: {error.strerror}") from None
-    result = BENCHES[values.what]()
-    write_results(out, f"saccade bench {values.what}", **result)
+    result = run(**values)
+    write_results(out, " ".join(["saccade bench", *argv]), **result)
     for name, value in result["figures"].items():
         log.info("%s: %.4g", name, value)
     return 0
@@ -187,4 +194,33 @@ def bench_load() -> dict[str, Any]:
     return {"settings": {"dtype": "bfloat16"}, "figures": figures, "table": []}
 
 
-BENCHES: dict[str, Callable[[], dict[str, Any]]] = {"compile": bench_compile, "load": bench_load}
+def _score_flags(parser: Parser) -> None:
+    from experiments.bench_score import add_flags
+
+    add_flags(parser)
+
+
+def _score(**values: Any) -> dict[str, Any]:
+    from experiments.bench_score import bench_score
+
+    return bench_score(**values)
+
+
+def _data_flags(parser: Parser) -> None:
+    parser.add_argument("--repetitions", type=int, default=5, help="of everything, interleaved")
+    parser.add_argument("--memory", action="store_true", help="memory over 5,000 clips as well")
+
+
+def _data(**values: Any) -> dict[str, Any]:
+    from experiments.bench_data import bench_data
+
+    return bench_data(**values)
+
+
+# What can be measured: the flags it takes, and the function that takes their values.
+BENCHES: dict[str, tuple[Callable[[Parser], None] | None, Callable[..., dict[str, Any]]]] = {
+    "score": (_score_flags, _score),
+    "data": (_data_flags, _data),
+    "compile": (None, bench_compile),
+    "load": (None, bench_load),
+}

@@ -13,7 +13,7 @@ COMMANDS = {
     "demo": "render a few clips, score them, and show the report",
     "score": "videos in, one surprise trace per video out",
     "frames": "choose frames from traces for a budget",
-    "bench": "measure, in one run: compile, load",
+    "bench": "measure beside peers, in one run: score, data, compile, load",
     "convert": "Hugging Face directory <-> Orbax checkpoint",
     "validate": "what is missing or broken in a dataset, before a long run",
     "toy": "render the toy world as mp4 files, with questions and times of events",

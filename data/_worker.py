@@ -14,6 +14,7 @@ import queue
 import sys
 import threading
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 # Containers that hold their own frames. What is left out names other files (hls, concat, dash) or
@@ -30,6 +32,10 @@ _CONTAINERS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,obu,av1,flv,live_flv,asf,ogg,"
     "gif,mxf,rm,yuv4mpegpipe,dv,wtv,nut,mp3,wav,flac,aac,aiff,w64,caf"
 )
+_TRUSTED = ("mov", "matroska")
+# Whose decoders can leave out single frames that no other refers to. HEVC's notion of those holds
+# within a temporal layer only, and dav1d reads ahead.
+_UNREFERRED = ("h264", "mpeg4")
 _OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 
 
@@ -63,16 +69,17 @@ class FrameTable:
     open_gop: bool  # some frame is decoded after a keyframe and shown before it
     fps: float
 
-    def trusts_decord(self, container: str, video: av.VideoFrame) -> bool:
+    def trusts_decord(self, container: str, codec: str, video: av.VideoFrame) -> bool:
         """False where decord 0.6 was seen to give other frames than a whole decode does.
 
         It seeks wrongly in open GOPs (HEVC, x264 open-gop, intra refresh), in MPEG-TS and without
-        stamps (AVI), and its old swscale differs on odd sizes and on more than 8 bits.
+        stamps (AVI), its old swscale differs on odd sizes and on more than 8 bits; it knows no AV1.
         """
         return (
-            container.startswith(("mov", "matroska"))
+            container.startswith(_TRUSTED)
             and self.stamps is not None
             and not self.open_gop
+            and codec != "av1"
             and video.width % 2 == video.height % 2 == 0
             and all(component.bits == 8 for component in video.format.components)
         )
@@ -81,24 +88,41 @@ class FrameTable:
 class PyAVReader:
     """Frames by number: seek to a keyframe before, decode forward, know a frame by its stamp."""
 
-    def __init__(self, path: str, table: FrameTable):
+    def __init__(self, path: str, table: FrameTable, container: Any):
+        """Takes over an open container, whose packets may have been read."""
         self._path, self._table = path, table
-        self._container: Any = None
-        self._seek(0)
+        self._take(container)
+        self._wanted: frozenset[int] | None = None
+        self._converter = VideoReformatter()  # kept: to set one up costs more than a frame
+        # In these a seek finds the start; elsewhere, and where it fails, the file is opened anew.
+        rewinds = container.format.name.startswith(_TRUSTED) and table.stamps is not None
+        self._seek(0, anew=not rewinds)
         first = next(self._frames, None)
+        if first is None and rewinds:
+            self._seek(0)
+            first = next(self._frames, None)
         if first is None:
             raise Failure("decode", "not one frame can be decoded")
+        self._place(first)
         self.first = first
         self.turns = round(first.rotation / 90) % 4  # quarter turns against the clock
         self.size = (first.height, first.width)
-        self._seek(0)
+
+    def want(self, numbers: list[int]) -> None:
+        """Says which frames will be read until the next call: the others may be left undecoded.
+
+        Only those that no other frame is predicted from are, so the ones wanted don't change.
+        """
+        codec = self._stream.codec.canonical_name
+        if self._table.stamps is not None and codec in _UNREFERRED:
+            self._wanted = frozenset(self._table.stamps[numbers].tolist())
 
     def read(self, number: int) -> np.ndarray:
         """One frame, turned upright: uint8 [height, width, 3]."""
         keys = self._table.keys
         before = bisect_right(keys, number) - 1
-        found = None
-        if keys[before] <= self._last + 1 <= number:
+        found = self._held if self._last == number else None
+        if found is None and keys[before] <= self._last + 1 <= number:
             found = self._forward(number)
         # A keyframe may not be enough (a seek that lands late, an intra refresh): start from ever
         # earlier ones until the frame comes out, at worst from the beginning.
@@ -111,43 +135,52 @@ class PyAVReader:
                 raise Failure("decode", f"frame {number} of {len(self._table.times)} is damaged")
             back = 2 * back + 1
         height, width = self.size
-        return np.rot90(found.to_ndarray(format="rgb24", width=width, height=height), self.turns)
+        pixels = self._converter.reformat(found, format="rgb24", width=width, height=height)
+        return np.rot90(pixels.to_ndarray(), self.turns)
 
     def close(self) -> None:
-        if self._container is not None:
-            self._container.close()
+        self._container.close()
 
-    def _seek(self, number: int) -> None:
+    def _take(self, container: Any) -> None:
+        self._container = container
+        self._stream = container.streams[self._table.stream]
+        self._stream.codec_context.thread_count = 1
+
+    def _seek(self, number: int, anew: bool = True) -> None:
         """Goes to a keyframe; frame 0 by opening the file anew, which works for every container."""
-        if number == 0:
+        if number == 0 and anew:
             self.close()
-            self._container = _container(self._path)
-            self._stream = self._container.streams[self._table.stream]
-            self._stream.codec_context.thread_count = 1
+            self._take(_container(self._path))
         else:
             self._container.seek(int(self._table.stamps[number]), stream=self._stream)
         self._frames = self._decode(started=number == 0)
-        self._last = number - 1
+        self._last, self._held = number - 1, None
+
+    def _place(self, frame: av.VideoFrame) -> bool:
+        """Notes which frame has come; False for one that the packets did not announce."""
+        stamps = self._table.stamps
+        place = self._last + 1
+        if stamps is not None:
+            place = len(stamps) if frame.pts is None else int(np.searchsorted(stamps, frame.pts))
+            if place == len(stamps) or stamps[place] != frame.pts:
+                return False
+        self._last, self._held = place, frame
+        return True
 
     def _forward(self, number: int) -> av.VideoFrame | None:
-        stamps = self._table.stamps
         for frame in self._frames:
-            if stamps is None:
-                self._last += 1
-            elif frame.pts is not None:
-                place = int(np.searchsorted(stamps, frame.pts))
-                if place == len(stamps) or stamps[place] != frame.pts:
-                    continue  # no frame that the packets announced
-                self._last = place
-            if self._last >= number:
+            if self._place(frame) and self._last >= number:
                 return frame if self._last == number else None
         return None
 
     def _decode(self, started: bool) -> Iterator[av.VideoFrame]:
+        context = self._stream.codec_context
         for packet in self._container.demux(self._stream):
             started = started or packet.is_keyframe
             if not started:  # a seek by byte position (MPEG-TS) lands between keyframes
                 continue
+            if self._wanted is not None:
+                context.skip_frame = "DEFAULT" if packet.pts in self._wanted else "NONREF"
             try:
                 frames = packet.decode()
             except av.FFmpegError:  # a damaged packet costs its own frames, not the clip
@@ -159,13 +192,18 @@ class Clip:
     """An open video file."""
 
     def __init__(self, path: str):
-        with _container(path) as container:
+        self._path = path
+        container = _container(path)
+        try:
             self.table = _scan(container)
-            name = container.format.name
-        self._pyav = PyAVReader(path, self.table)
-        trusted = self.table.trusts_decord(name, self._pyav.first)
-        self._decord = _decord(path, self.table.times) if trusted else None
-        self._group = -1
+            kind = container.format.name, container.streams[self.table.stream].codec.canonical_name
+            self._pyav = PyAVReader(path, self.table, container)
+        except BaseException:
+            container.close()
+            raise
+        self._trusted = self.table.trusts_decord(*kind, self._pyav.first)
+        self._decord: Any = None  # opened when it is of use
+        self._group, self._alone = -1, None
         height, width = self._pyav.size
         self.size = (width, height) if self._pyav.turns % 2 else (height, width)
 
@@ -177,31 +215,46 @@ class Clip:
             "seconds": round(float(times[-1]) + 1 / fps, 9),
             "width": self.size[1],
             "height": self.size[0],
-            "backend": "pyav" if self._decord is None else "decord",
+            "backend": "decord" if self._trusted else "pyav",
         }
+
+    def want(self, numbers: list[int]) -> None:
+        """Says which frames will be read, so that the way to each can be chosen well."""
+        self._pyav.want(numbers)
+        groups = Counter(bisect_right(self.table.keys, number) for number in numbers)
+        self._alone = {group for group, count in groups.items() if count == 1}
 
     def read(self, number: int) -> np.ndarray:
         """One frame, upright: uint8 [height, width, 3].
 
         decord jumps, PyAV walks on: left where it is, decord decodes ahead into a queue without
         bound (10 GB were seen), so it is sent back to the start after each frame; a further frame
-        of the same group of pictures is then cheaper from PyAV, which stays where it is.
+        of the same group of pictures is then cheaper from PyAV, which stays where it is. So where
+        it is known what is wanted, decord takes what is alone in its group.
         """
-        group, self._group = self._group, bisect_right(self.table.keys, number)
-        if self._decord is not None and group != self._group:
+        group = bisect_right(self.table.keys, number)
+        jump = group != self._group if self._alone is None else group in self._alone
+        self._group = group
+        if jump and self._jumper() is not None:
             try:
                 frame = self._decord[number].asnumpy()
                 self._decord.seek(0)
-                if frame.shape[:2] == self.size:
+                if frame.shape == (*self.size, 3):  # narrow ones come with 4 channels
                     return frame
             except Exception:  # whatever stops decord, PyAV has the last word
                 pass
-            self._decord = None
+            self._trusted, self._decord = False, None
         return self._pyav.read(number)
 
     def close(self) -> None:
         self._decord = None
         self._pyav.close()
+
+    def _jumper(self) -> Any | None:
+        if self._trusted and self._decord is None:
+            self._decord = _decord(self._path, self.table.times)
+            self._trusted = self._decord is not None
+        return self._decord
 
 
 def _scan(container: Any) -> FrameTable:
@@ -212,14 +265,16 @@ def _scan(container: Any) -> FrameTable:
     best = container.streams.best("video")
     stream = best if best in videos else videos[0]
     packets, begin, end = [], float("inf"), 0.0
+    seconds = {s.index: float(s.time_base or 0) for s in container.streams}
     for packet in container.demux():
         if not packet.size:  # the marker that ends a stream
             continue
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is not None:
-            begin = min(begin, float(stamp * packet.time_base))
-            end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-        if packet.stream.index == stream.index:
+            tick = seconds[packet.stream_index]
+            begin = min(begin, stamp * tick)
+            end = max(end, (stamp + (packet.duration or 0)) * tick)
+        if packet.stream_index == stream.index:
             if packet.is_corrupt:
                 raise Failure("open", f"the file is cut short after {len(packets)} frames")
             packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
@@ -326,6 +381,7 @@ class Worker:
         if outside.size:
             raise Failure("decode", f"there is no frame {outside[0]}: it has {count}, from 0")
         height, width = size or clip.size
+        clip.want(numbers.tolist())
         self._connection.send(("ok", (height, width)))
         for number in numbers.tolist():
             frame = clip.read(number)
@@ -336,7 +392,10 @@ class Worker:
                     image = image.resize(step, Image.Resampling.BICUBIC)
                 frame = np.asarray(image)
             self._connection.send(("ok", None))
-            self._connection.send_bytes(np.ascontiguousarray(frame).reshape(-1))
+            # Past the connection, which would copy every frame three times on the other side.
+            pixels = memoryview(np.ascontiguousarray(frame).reshape(-1))
+            while pixels:
+                pixels = pixels[os.write(self._connection.fileno(), pixels) :]
 
 
 def main() -> None:

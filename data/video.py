@@ -6,6 +6,7 @@ imports neither jax nor the caller's main module.
 """
 
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ class VideoInfo:
     `fps` is the average rate; `seconds` runs from the first frame's start to the last one's end.
     `width` and `height` are those of a frame turned upright by the rotation metadata, in stored
     pixels: the sample aspect ratio is not applied, for the published models never saw it applied.
-    `backend` is "decord" or "pyav".
+    `backend` is "decord" where that is trusted to jump to a frame, else "pyav".
     """
 
     path: str
@@ -127,6 +128,12 @@ class Decoder:
         moments = np.asarray(seconds, dtype=np.float64).reshape(-1) + 5e-7
         return np.maximum(np.searchsorted(self.times(path), moments, side="right") - 1, 0)
 
+    def interrupt(self) -> None:
+        """Kills the worker, from any thread: a call that waits for it raises VideoError."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """Ends the worker; the next call starts a fresh one."""
         if self._process is None:
@@ -153,12 +160,13 @@ class Decoder:
             if status == "failed":
                 raise VideoError(name, *rest)
             if into is not None:
-                self._connection.recv_bytes_into(into.reshape(-1))
+                self._receive(memoryview(into.reshape(-1)))
             return rest[0]
 
         self._ready(name)
         try:
-            self._connection.send((kind, os.path.abspath(name), *arguments))
+            # Not Connection.send: CPython before 3.13 may crash where an error keeps its buffer alive.
+            self._connection.send_bytes(pickle.dumps((kind, os.path.abspath(name), *arguments)))
             yield reply
         except (EOFError, ConnectionError):
             raise VideoError(name, "decode", f"the decoder died: {self._obituary()}") from None
@@ -169,6 +177,14 @@ class Decoder:
         except BaseException:  # Ctrl-C among them: an answer half read can't be taken up again
             self.close()
             raise
+
+    def _receive(self, pixels: memoryview) -> None:
+        """Reads the bytes of a frame, which follow its message, straight to where they belong."""
+        while pixels:
+            count = os.readv(self._connection.fileno(), [pixels])
+            if count == 0:
+                raise EOFError
+            pixels = pixels[count:]
 
     def _ready(self, name: str) -> None:
         """Sees to it that a worker runs and has not had its share of clips."""

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from data._worker import Clip
+from data.shapes import write_mp4
 from data.video import Decoder, VideoError
 
 ASSETS = Path(__file__).resolve().parents[3] / "shared/assets"
@@ -157,6 +158,42 @@ def test_both_decoders_give_the_same_bytes(tmp_path, name):
         assert np.array_equal(clip.read(number), clip._pyav.read(number))
     assert clip.info()["backend"] == "decord"  # it never gave up
     clip.close()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_frames_wanted_alone_are_those_of_a_whole_decode(tmp_path, name):
+    """Frames that nothing refers to are left undecoded: those wanted must not notice."""
+    options = {"bf": "3", **KINDS[name][1]} if "codec" not in KINDS[name][1] else KINDS[name][1]
+    if options.get("codec", "libx264") not in av.codecs_available:
+        pytest.skip(f"this PyAV can't write {options['codec']}")
+    clip = Clip(str(write(tmp_path / name, **options)))
+    count = len(clip.table.times)
+    whole = [clip.read(number) for number in range(count)]
+    rng = np.random.default_rng(2)
+    for size in (1, 2, 5, 13, count):
+        wanted = np.unique(rng.integers(0, count, size)).tolist()
+        clip.want(wanted)
+        for number in wanted:
+            assert np.array_equal(clip.read(number), whole[number]), (wanted, number)
+    clip.close()
+
+
+def test_what_is_not_wanted_is_not_decoded(tmp_path):
+    clip = Clip(str(write(tmp_path / "b.mp4", bf="3")))
+    decoded, place = [], clip._pyav._place
+    clip._pyav._place = lambda frame: decoded.append(frame.pts) or place(frame)
+    clip.want([38, 39])
+    assert [number_of(clip.read(number)) for number in (38, 39)] == [38, 39]
+    assert len(decoded) < 9  # of the 10 from the keyframe on
+
+
+def test_a_narrow_video(tmp_path):
+    """decord gives frames of 48 pixels a row four channels."""
+    frames = np.random.default_rng(0).integers(0, 255, (4, 32, 48, 3), dtype=np.uint8)
+    write_mp4(tmp_path / "narrow.mp4", frames, 30)
+    clip = Clip(str(tmp_path / "narrow.mp4"))
+    clip.want([2])  # alone in its group of pictures: for decord to read
+    assert clip.read(2).shape == (32, 48, 3)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
@@ -471,6 +508,9 @@ def test_real_frames_are_those_of_a_whole_decode(path):
                     truth[seen] = np.rot90(frame.to_ndarray(format="rgb24"), clip._pyav.turns)
                 seen += 1
     for number in sorted(truth, reverse=True):
+        assert np.array_equal(clip.read(number), truth[number]), number
+    clip.want(sorted(truth))  # from here on others may be left undecoded
+    for number in sorted(truth):
         assert np.array_equal(clip.read(number), truth[number]), number
     assert seen == count or path.stem == "decord_corrupted"
     clip.close()

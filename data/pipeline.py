@@ -138,20 +138,11 @@ class Pipeline:
     def __next__(self) -> list[Example]:
         if self._step == self.steps:
             raise StopIteration
-        batch: list[Example] = []
-        while len(batch) < self._batch:
-            item: _Item | None = next(self._stream, None)
-            if item is None:
-                break
-            key, example = item
-            if isinstance(example, Example) and key not in self._failed:
-                batch.append(example)
-            elif isinstance(example, VideoError):
-                self._fail(key, example)
-            elif isinstance(example, Exception):
-                raise example
-            if self._endless and len(self._failed) == self._own:
-                raise RuntimeError(f"not one of {self._own} examples can be read")
+        try:
+            batch = self._gather()
+        except BaseException:  # Ctrl-C among them: the next call begins this batch again
+            self._stream.set_state(self._place)
+            raise
         self._place = self._stream.get_state()
         self._step += 1
         return batch
@@ -201,6 +192,23 @@ class Pipeline:
         for decoder in idle:
             decoder.close()
             self._decoders.put(decoder)  # a thread that comes late finds one, and that it is over
+
+    def _gather(self) -> list[Example]:
+        batch: list[Example] = []
+        while len(batch) < self._batch:
+            item: _Item | None = next(self._stream, None)
+            if item is None:
+                break
+            key, example = item
+            if isinstance(example, Example) and key not in self._failed:
+                batch.append(example)
+            elif isinstance(example, VideoError):
+                self._fail(key, example)
+            elif isinstance(example, Exception):
+                raise example
+            if self._endless and len(self._failed) == self._own:
+                raise RuntimeError(f"not one of {self._own} examples can be read")
+        return batch
 
     def _item(self, key: _Key) -> _Item:
         """Decodes the example of a place in the stream; runs in Grain's threads."""

@@ -156,7 +156,7 @@ class Decoder:
                 raise VideoError(
                     name, "timeout", f"no answer from the decoder in {self.timeout:g} s"
                 )
-            status, *rest = self._connection.recv()
+            status, *rest = pickle.loads(self._connection.recv_bytes())
             if status == "failed":
                 raise VideoError(name, *rest)
             if into is not None:
@@ -165,7 +165,7 @@ class Decoder:
 
         self._ready(name)
         try:
-            # Not Connection.send: CPython before 3.13 may crash where an error keeps its buffer alive.
+            # Not Connection.send: CPython 3.12 may crash where an error keeps its buffer alive.
             self._connection.send_bytes(pickle.dumps((kind, os.path.abspath(name), *arguments)))
             yield reply
         except (EOFError, ConnectionError):

@@ -230,7 +230,8 @@ def _ratios(row: dict[str, Any], suffix: str) -> dict[str, float]:
         figures[f"{names[peer]}_{suffix}"] = statistics.median(each)
         figures[f"{names[peer]}_{suffix}_min"] = min(each)
         figures[f"{names[peer]}_{suffix}_cpu"] = costs[peer] / costs["saccade"]
-    figures |= {f"fps_{name}_{suffix}": statistics.median(rate) for name, rate in rates.items()}
+    for name, each in rates.items():
+        figures[f"frames_per_second_{name}_{suffix}"] = statistics.median(each)
     return dict(sorted(figures.items()))
 
 
@@ -311,7 +312,8 @@ def _memory(folder: Path, workers: int) -> dict[str, float]:
     job = {"videos": [long], "frames": 64, "workers": 0, "size": SIZE, "batch": 1}
     with _running(_SACCADE, job) as process:
         _, figures["two_hour_seconds"] = _once(process)
-        figures["two_hour_peak_mb"] = sum(_peak_mb(pid) for pid in _family(process.pid))
+        peaks = [_peak_mb(pid) for pid in _family(process.pid)]
+        figures["two_hour_peak_mb"], figures["two_hour_worker_peak_mb"] = sum(peaks), max(peaks[1:])
     return figures
 
 

@@ -141,15 +141,14 @@ def test_mixture(examples):
         assert pipeline.steps == 2  # 10 examples: the three rare ones once, and 7 of the others
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_goes_on_where_its_state_was_kept(examples, folder, tmp_path, workers):
+def test_a_killed_run_goes_on_where_its_state_was_kept(examples, folder, tmp_path):
     code = f"""
 import sys
 from pathlib import Path
 from data.pipeline import Pipeline
 from data.types import Example
 examples = [Example(id=p.stem, video=str(p)) for p in sorted(Path({str(folder)!r}).iterdir())]
-with Pipeline([examples], batch=4, frames=2, seed=5, epochs=2, workers={workers}) as pipeline:
+with Pipeline([examples], batch=4, frames=2, seed=5, epochs=2, workers=2) as pipeline:
     for batch in pipeline:
         Path({str(tmp_path / "state")!r}).write_bytes(pipeline.get_state())
         print(*[example.id for example in batch], flush=True)
@@ -163,7 +162,7 @@ with Pipeline([examples], batch=4, frames=2, seed=5, epochs=2, workers={workers}
         begun += run.stdout.readline().split()
         workers_then = children(run.pid)
         run.send_signal(signal.SIGKILL)
-    assert len(workers_then) == max(workers, 1)
+    assert len(workers_then) == 2
     state = (tmp_path / "state").read_bytes()
     rest, _ = read(examples, epochs=2, state=state, workers=1)
     assert begun + ids(rest) == ids(read(examples, epochs=2)[0])
@@ -228,7 +227,7 @@ def tenth(folder, tmp_path_factory):
     return [Example(id=path.stem, video=str(path)) for path in sorted(there.iterdir())], reasons
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_bad_files_are_left_out_and_reported_once(tenth, workers):
     examples, reasons = tenth
     reports = []
@@ -275,9 +274,10 @@ def test_an_error_of_a_transform_comes_in_its_turn(examples):
             "00", "01", "02", "03",
         ]  # fmt: skip
         before = pipeline.get_state()
-        with pytest.raises(KeyError, match="no such label"):
-            next(pipeline)
-        assert pipeline.get_state() == before
+        for _ in range(2):  # the same batch again, and not the one after it
+            with pytest.raises(KeyError, match="no such label"):
+                next(pipeline)
+            assert pipeline.get_state() == before
         assert pipeline.failures == 0
 
 

@@ -152,6 +152,7 @@ def test_work_counts_what_the_viewer_is_asked(tiny, clips):
     assert work.patches == 4
 
 
+@pytest.mark.slow
 def test_beliefs_of_all_implementations_agree(tiny, clips):
     pytest.importorskip("torch", reason="peers need the `parity` extra")
     from experiments import peers

@@ -246,3 +246,26 @@ def test_a_process_of_two_is_killed_and_started_again(movies, tmp_path):
     assert main(["score", "--merge", f"--out={tmp_path}", *QUICK]) == 0
     videos = sorted(trace["video"] for trace in _traces(tmp_path).values())
     assert videos == sorted(map(str, movies.glob("*.mp4")))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_queue(tmp_path):
+    """200 clips, 8 in flight: resident memory of the process after the first 40."""
+    for n in range(200):
+        frames = np.random.default_rng(n).integers(0, 255, (8, 112, 112, 3), dtype=np.uint8)
+        write_mp4(str(tmp_path / f"movie{n:03d}.mp4"), frames, 8)
+    command = [sys.executable, "-m", "experiments.cli", "score", str(tmp_path)]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen([*command, f"--out={tmp_path / 'out'}", *QUICK], env=environment)
+    traces, seen = tmp_path / "out/trace.jsonl", []
+    while process.poll() is None:
+        done = traces.read_bytes().count(b"\n") if traces.exists() else 0
+        with open(f"/proc/{process.pid}/statm") as statm:
+            seen.append((done, int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6))
+        time.sleep(0.1)
+    assert process.returncode == 0 and len(_traces(tmp_path / "out")) == 200
+    early = max(megabytes for done, megabytes in seen if 20 <= done < 60)
+    late = max(megabytes for done, megabytes in seen if done >= 60)
+    sys.stdout.write(f"resident: {early:.0f} MB up to clip 60, {late:.0f} MB after it\n")
+    assert late < 1.02 * early + 5

@@ -72,7 +72,7 @@ def test_a_mesh_splits_parameters_and_caches():
 
     state = viewer.look([Context("v", 1, "", "", (0,))])
     spec = state.cache.k.sharding.spec
-    assert spec == P(None, ("data", "fsdp"), None, "tensor", None, None)
+    assert spec == P(None, ("data", "fsdp"), None, "tensor")
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_QWEN3, *NAMED.values()])
@@ -86,7 +86,7 @@ def test_every_parameter_has_a_rule_and_the_large_ones_are_split(config):
             split += leaf.size
         else:
             whole += leaf.size
-    assert whole < 0.05 * (split + whole)
+    assert whole < 0.07 * (split + whole)
 
 
 def test_a_parameter_without_a_rule_is_refused():

@@ -36,6 +36,7 @@ _TRUSTED = ("mov", "matroska")
 # Whose decoders can leave out single frames that no other refers to. HEVC's notion of those holds
 # within a temporal layer only, and dav1d reads ahead.
 _UNREFERRED = ("h264", "mpeg4")
+_SWELLING = 64_000_000  # bytes of frames
 _OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 
 
@@ -70,16 +71,19 @@ class FrameTable:
     fps: float
 
     def trusts_decord(self, container: str, codec: str, video: av.VideoFrame) -> bool:
-        """False where decord 0.6 was seen to give other frames than a whole decode does.
+        """False where decord 0.6 was seen to give other frames than a whole decode, or to swell.
 
         It seeks wrongly in open GOPs (HEVC, x264 open-gop, intra refresh), in MPEG-TS and without
         stamps (AVI), its old swscale differs on odd sizes and on more than 8 bits; it knows no AV1.
+        On a busy machine, while its thread is late, it is fed the rest of the file, all of which
+        it then decodes into memory.
         """
         return (
             container.startswith(_TRUSTED)
             and self.stamps is not None
             and not self.open_gop
             and codec != "av1"
+            and len(self.times) * video.width * video.height * 3 < _SWELLING
             and video.width % 2 == video.height % 2 == 0
             and all(component.bits == 8 for component in video.format.components)
         )
@@ -228,9 +232,9 @@ class Clip:
         """One frame, upright: uint8 [height, width, 3].
 
         decord jumps, PyAV walks on: left where it is, decord decodes ahead into a queue without
-        bound (10 GB were seen), so it is sent back to the start after each frame; a further frame
-        of the same group of pictures is then cheaper from PyAV, which stays where it is. So where
-        it is known what is wanted, decord takes what is alone in its group.
+        bound, so it is sent back to the start after each frame; a further frame of the same group
+        of pictures is then cheaper from PyAV, which stays where it is. So where it is known what
+        is wanted, decord takes what is alone in its group.
         """
         group = bisect_right(self.table.keys, number)
         jump = group != self._group if self._alone is None else group in self._alone

@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.arguments import UsageError
+
 CLIPS, COPIES, SECONDS, FPS = 4, 3, 10, 30
 WIDTH, HEIGHT = 640, 360
 SIZE = (364, 644)
@@ -163,10 +165,10 @@ def bench_data(*, repetitions: int = 5, memory: bool = False) -> dict[str, Any]:
     the smallest of the four settings. memory: also resident memory over 5,000 reads and with a
     two-hour file; about ten minutes more.
 
-    Raises RuntimeError without torch.
+    Raises UsageError without torch.
     """
     if importlib.util.find_spec("torch") is None:
-        raise RuntimeError("bench data needs PyTorch: pip install 'saccade[parity]'")
+        raise UsageError("bench data needs PyTorch: pip install 'saccade[parity]'")
     workers = max(2, (os.cpu_count() or 2) // 2)
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {}

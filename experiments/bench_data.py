@@ -322,23 +322,34 @@ def _memory(folder: Path, workers: int) -> dict[str, float]:
 def _family(pid: int) -> list[int]:
     """A process and its children, by whichever thread they were started."""
     threads = Path(f"/proc/{pid}/task").iterdir()
-    return [pid, *(int(child) for t in threads for child in (t / "children").read_text().split())]
+    return [pid, *(int(child) for t in threads for child in _text(t / "children").split())]
+
+
+def _text(path: Path) -> str:
+    """A file of /proc; "" if its process or thread has just ended."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _cpu_seconds(pid: int) -> float:
     """Of a process, its children that live, and those that it has waited for."""
     ticks = 0
     for one in _family(pid):
-        fields = Path(f"/proc/{one}/stat").read_text().rsplit(")", 1)[1].split()
+        fields = _text(Path(f"/proc/{one}/stat")).rpartition(")")[2].split()
         ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _resident_mb(pid: int) -> float:
-    texts = (Path(f"/proc/{one}/smaps_rollup").read_text() for one in _family(pid))
-    return sum(int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1]) * 1024 / 1e6 for text in texts)
+    return sum(_megabytes(one, "smaps_rollup", "Pss") for one in _family(pid))
 
 
 def _peak_mb(pid: int) -> float:
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"^VmHWM:\s+(\d+)", text, re.M)[1]) * 1024 / 1e6
+    return _megabytes(pid, "status", "VmHWM")
+
+
+def _megabytes(pid: int, file: str, name: str) -> float:
+    found = re.search(rf"^{name}:\s+(\d+) kB", _text(Path(f"/proc/{pid}/{file}")), re.M)
+    return int(found[1]) * 1024 / 1e6 if found else 0.0

@@ -343,7 +343,8 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _resident_mb(pid: int) -> float:
-    return sum(_megabytes(one, "smaps_rollup", "Pss") for one in _family(pid))
+    """Without what is mapped from files: that is shared with whatever else runs just then."""
+    return sum(_megabytes(one, "smaps_rollup", "Pss_Anon") for one in _family(pid))
 
 
 def _peak_mb(pid: int) -> float:

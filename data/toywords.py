@@ -79,7 +79,12 @@ def clauses(scene: Scene, step: int) -> list[str]:
 
 def description(scene: Scene, step: int) -> str:
     """All that happens from step - 1 to `step`: "the red ring vanishes, the blue cross grows"."""
-    return ", ".join(clauses(scene, step)) or "nothing is there"
+    return sentence(scene, step, [row[step] for row in actions(scene)])
+
+
+def sentence(scene: Scene, step: int, phrases: Sequence[str]) -> str:
+    """What `description` would be if every object i did phrases[i], "" for those left out."""
+    return ", ".join(_ordered(scene, step, phrases)) or "nothing is there"
 
 
 def futures(scene: Scene, step: int, rng: np.random.Generator, number: int = 8) -> list[str]:
@@ -91,7 +96,7 @@ def futures(scene: Scene, step: int, rng: np.random.Generator, number: int = 8) 
     likely = expected(scene, step)
     sentences = _ordered(scene, step, likely)
     visible = [i for i, phrase in enumerate(likely) if phrase and scene.count[i, step - 1] == 1]
-    possible = [(i, phrase) for i in visible for phrase in _odd(scene, i, step, likely[i])]
+    possible = [(i, phrase) for i in visible for phrase in oddities(scene, i, step, likely[i])]
     for j in rng.permutation(len(possible)):
         sentences.append(clause(scene, possible[j][0], step, possible[j][1]))
     return sentences[:number]
@@ -113,8 +118,8 @@ def _ordered(scene: Scene, step: int, phrases: Sequence[str]) -> list[str]:
     return [clause(scene, i, step, phrases[i]) for i in shown]
 
 
-def _odd(scene: Scene, i: int, step: int, likely: str) -> Iterator[str]:
-    """What could befall an object without a sign of it before."""
+def oddities(scene: Scene, i: int, step: int, likely: str) -> Iterator[str]:
+    """What could befall object i at `step` without a sign of it before, as phrases."""
     yield from ("vanishes", "jumps")
     if likely not in ("grows", "shrinks"):
         yield "splits"

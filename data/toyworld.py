@@ -413,6 +413,25 @@ def render(scene: Scene) -> UInt8[np.ndarray, "K height width 3"]:
     return frames
 
 
+def as_filmed(
+    frames: UInt8[np.ndarray, "K height width 3"],
+) -> UInt8[np.ndarray, "K height width 3"]:
+    """The frames as a usual video file keeps them: colour at half the resolution (4:2:0)."""
+    luma_and_colour = frames.astype(np.float32) @ _YCBCR.T
+    colour = luma_and_colour[..., 1:]
+    k, height, width, _ = colour.shape
+    coarse = colour.reshape(k, height // 2, 2, width // 2, 2, 2).mean((2, 4))
+    luma_and_colour[..., 1:] = coarse.repeat(2, axis=1).repeat(2, axis=2)
+    return (luma_and_colour @ _RGB_OF_YCBCR.T + 0.5).clip(0, 255).astype(np.uint8)
+
+
+# BT.601, as encoders take it for small pictures.
+_YCBCR = np.array(
+    [(0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312)], np.float32
+)
+_RGB_OF_YCBCR = np.linalg.inv(_YCBCR)
+
+
 def _draw(canvas: Float[np.ndarray, "high wide 3"], scene: Scene, i: int, t: int) -> None:
     count, name = scene.count[i, t], SHAPES[scene.shape[i, t]]
     radius = PART_RADIUS if count == 2 else float(scene.radius[i, t])

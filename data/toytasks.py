@@ -1,0 +1,236 @@
+"""What a model is taught about the toy world: what it is shown of a clip, asked, and to answer.
+
+Two kinds of lesson. At one step: what comes next before the step is seen, and after it what
+happened, and whether claims about it are right. About a clip: its caption, and questions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.toyquestions import prompt, questions
+from data.toyscene import Scene, actions, expected
+from data.toywords import (
+    ODD,
+    Statement,
+    caption,
+    clause,
+    description,
+    is_odd,
+    oddities,
+    sentence,
+    statements,
+    verb,
+)
+from data.toyworld import Clip
+
+KINDS = ("predict", "prior", "posterior", "caption", "claim", "clip_caption", "word", "letter")
+"""Every kind of thing asked. prior and posterior ask the same, before and after the observation."""
+CAPTION_REQUEST = "Describe this video in one or two sentences."
+STRESS = 5.0
+"""Weight of the words that tell what is odd, which are few, in the loss."""
+_EVENT_SHARE, _EVENT_PRIORS = 0.4, 0.05
+_ODD_FUTURES = 0.4
+_SHOWN = 0.85  # share of brief clips whose few frames show the moment
+_ANSWERABLE = ("colour", "shape", "count", "brief_colour", "brief_shape", "brief_vanish",
+               "brief_split")  # fmt: skip
+"""Questions that a handful of frames can answer."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One thing asked: `subject` is the claim, or the question as it is put; "" elsewhere."""
+
+    kind: str
+    subject: str
+    answer: tuple[tuple[str, float], ...]
+    """The answer in parts, each with the weight of its tokens in the loss."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is shown of a clip, by places among its frames, and asked before and after more is."""
+
+    window: tuple[int, ...]
+    observation: tuple[int, ...]
+    """() where all is asked of the window."""
+    before: tuple[Ask, ...]
+    after: tuple[Ask, ...] = ()
+
+
+def step_lesson(
+    scene: Scene, rng: np.random.Generator, balance: Counter, *, window: int = 4
+) -> Lesson:
+    """A lesson at one step of the scene, often one at which something odd happens.
+
+    The observation is the pair (t - 1, t). Of two claims the first is right and the second wrong,
+    both about one thing or both about all that happens. `balance` counts, over the lessons of a
+    batch, how often each predicate was right rather than wrong, so that no word gives the answer
+    away.
+    """
+    odd = sorted({t for row in actions(scene) for t in range(1, scene.steps) if is_odd(row[t])})
+    at_event = bool(odd) and rng.random() < _EVENT_SHARE
+    step = int(rng.choice(odd)) if at_event else int(rng.integers(1, scene.steps))
+    truth = description(scene, step)
+    before = Ask("predict", "", stressed(_future(scene, step, rng)))
+    if rng.random() < (_EVENT_PRIORS if at_event else 0.5):  # or events would seem to be common
+        before = Ask("prior", "", stressed(truth))
+    told = Ask("posterior" if rng.random() < 0.5 else "caption", "", stressed(truth))
+    able = statements(scene, step)
+    if rng.random() < 0.5 and any(one.true for one in able):
+        claims = _claims(able, rng, balance)
+    else:
+        wrong = _wrong_description(scene, step, able, rng, balance)
+        claims = (_claim(truth, True), _claim(wrong, False))
+    start = max(0, step - window)
+    return Lesson(tuple(range(start, step)), (step - 1, step), (before,), (told, *claims))
+
+
+def clip_lesson(clip: Clip, rng: np.random.Generator, *, number: int = 4) -> Lesson:
+    """The caption of a whole clip and `number` questions about it.
+
+    Now and then the first frame is left out, so that what is odd falls within temporal patches as
+    well as between them.
+    """
+    places = tuple(range(int(rng.integers(2)), clip.scene.steps))
+    told = Ask("clip_caption", CAPTION_REQUEST, stressed(caption(clip.scene)))
+    return Lesson(places, (), (told, *_questions(clip, rng, number, None)))
+
+
+def brief_lesson(clip: Clip, rng: np.random.Generator, *, frames: int, number: int = 4) -> Lesson:
+    """Questions about a clip of which `frames` frames are shown, mostly such that tell enough."""
+    scene = clip.scene
+    places = set(rng.choice(scene.steps, frames, replace=False).tolist())
+    if len(scene.events) == 2:
+        moment = range(scene.events[0].step, scene.events[1].step)
+        if not places & set(moment) and rng.random() < _SHOWN:
+            places.remove(int(rng.choice(sorted(places))))
+            places.add(int(rng.choice(moment)))
+    return Lesson(tuple(sorted(places)), (), _questions(clip, rng, number, _ANSWERABLE))
+
+
+def stressed(text: str) -> tuple[tuple[str, float], ...]:
+    """A description or a caption in parts: what is odd weighs STRESS, the rest 1."""
+    words, parts, odd = text.split(" "), [], False
+    for i, word in enumerate(words):
+        odd = odd or word in _ODD_FORMS
+        parts.append((" " * (i > 0) + word, STRESS if odd else 1.0))
+        odd = odd and word[-1] not in ".,"
+    joined: list[tuple[str, float]] = []
+    for part, weight in parts:
+        if joined and joined[-1][1] == weight:
+            joined[-1] = (joined[-1][0] + part, weight)
+        else:
+            joined.append((part, weight))
+    return tuple(joined)
+
+
+_VERBS = {word.split(" ")[0] for word in ODD} | {"vanish"}
+# With and without the ending: two rings split.
+_ODD_FORMS = _VERBS | {word.removesuffix("s") for word in _VERBS}
+_ODD_FORMS |= {f"{word}{mark}" for word in _ODD_FORMS for mark in ".,"}
+
+
+def _future(scene: Scene, step: int, rng: np.random.Generator) -> str:
+    """What may well happen: mostly what is expected of every object, else one odd thing with it."""
+    phrases = expected(scene, step)
+    able = [i for i, phrase in enumerate(phrases) if phrase and scene.count[i, step - 1] == 1]
+    if able and rng.random() < _ODD_FUTURES:
+        i = int(rng.choice(able))
+        phrases[i] = _drawn(list(oddities(scene, i, step, phrases[i])), rng)
+    return sentence(scene, step, phrases)
+
+
+def _drawn(phrases: Sequence[str], rng: np.random.Generator) -> str:
+    """One phrase, every verb being as likely as any other."""
+    kind = str(rng.choice(sorted({verb(phrase) for phrase in phrases})))
+    return str(rng.choice([phrase for phrase in phrases if verb(phrase) == kind]))
+
+
+def _claim(text: str, right: bool) -> Ask:
+    return Ask("claim", text, (("yes" if right else "no", 1.0),))
+
+
+def _claims(
+    able: Sequence[Statement], rng: np.random.Generator, balance: Counter
+) -> tuple[Ask, Ask]:
+    """A right and a wrong statement; what is odd comes first among the right."""
+    right = [one for one in able if one.true]
+    odd = [one for one in right if is_odd(one.predicate)]
+    chosen = _by_predicate(odd or right, rng)
+    balance[chosen.predicate] += 1
+    wrong = [one for one in able if not one.true]
+    most = max(balance[one.predicate] for one in wrong)
+    refuted = _by_predicate([one for one in wrong if balance[one.predicate] == most], rng)
+    balance[refuted.predicate] -= 1
+    return _claim(chosen.text, True), _claim(refuted.text, False)
+
+
+def _by_predicate(able: Sequence[Statement], rng: np.random.Generator) -> Statement:
+    predicate = str(rng.choice(sorted({one.predicate for one in able})))
+    among = [one for one in able if one.predicate == predicate]
+    return among[rng.integers(len(among))]
+
+
+def _wrong_description(
+    scene: Scene,
+    step: int,
+    able: Sequence[Statement],
+    rng: np.random.Generator,
+    balance: Counter,
+) -> str:
+    """All that happens, with one thing that does not; where something is odd, often without it."""
+    truth = [row[step] for row in actions(scene)]
+    balance.update(_odd_verbs(truth))
+    likely = expected(scene, step)
+    changes = [
+        (i, likely[i])
+        for i, phrase in enumerate(truth)
+        if is_odd(phrase) and likely[i] not in ("", phrase)
+    ]
+    if not changes or rng.random() < 0.5:
+        # What is surely wrong of each object, told from the others by its name.
+        false = {one.text: one.predicate for one in able if not one.true}
+        changes = [
+            (i, other)
+            for i, phrase in enumerate(truth)
+            if phrase
+            for text, other in false.items()
+            if text == clause(scene, i, step, other)
+        ]
+    if not changes:  # nothing is there
+        return _by_predicate([one for one in able if one.predicate == "absent"], rng).text
+    told = [[*truth[:i], other, *truth[i + 1 :]] for i, other in changes]
+    debts = [sum(balance[word] for word in _odd_verbs(phrases)) for phrases in told]
+    told = [phrases for phrases, debt in zip(told, debts, strict=True) if debt == max(debts)]
+    chosen = told[rng.integers(len(told))]
+    balance.subtract(_odd_verbs(chosen))
+    return sentence(scene, step, chosen)
+
+
+def _odd_verbs(phrases: Sequence[str]) -> list[tuple[str, str]]:
+    """What a balance counts of a description: the verbs of what is odd in it."""
+    return [("all", verb(phrase)) for phrase in phrases if is_odd(phrase)]
+
+
+def _questions(
+    clip: Clip, rng: np.random.Generator, number: int, tasks: Sequence[str] | None
+) -> tuple[Ask, ...]:
+    """Questions of different tasks, by word and by letter, fewer where fewer can be asked."""
+    able = questions(clip, seed=int(rng.integers(2**31)))
+    by_task = {}
+    for j in rng.permutation(len(able)):
+        if tasks is None or able[j].task in tasks:
+            by_task.setdefault(able[j].task, able[j])
+    asks = []
+    brief = [task for task in by_task if task.startswith("brief")]
+    rest = [task for task in by_task if task not in brief]
+    for task in [*brief, *rest][:number]:
+        by = "word" if rng.random() < 0.6 else "letter"
+        text, answer = prompt(by_task[task], by=by)
+        asks.append(Ask(by, text, ((answer, 1.0),)))
+    return tuple(asks)

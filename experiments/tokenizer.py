@@ -1,16 +1,23 @@
 """Writes the bundled tokenizer, `vlm/tiny/`: `python -m experiments.tokenizer DIR`.
 
-A byte-level BPE trained on sentences about moving shapes that a small grammar makes, and on the
-kinds of prompt that the package asks. The same code gives the same files.
+A byte-level BPE trained on what is said about the toy world, and on the prompts that the package
+asks. The same code gives the same files.
 """
 
 from __future__ import annotations
 
-import itertools
-import random
+import dataclasses
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from data.toyquestions import prompt, questions
+from data.toyscene import SIZE
+from data.toytasks import CAPTION_REQUEST
+from data.toywords import caption, description, futures, statements
+from data.toyworld import Clip, simulate
+from surprise.hypotheses import Prompts
 from vlm.config import TINY
 from vlm.tokenizer import ChatTokenizer, byte_level_bpe
 
@@ -55,115 +62,47 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-SIZES = ("small", "large", "big", "tiny")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black", "gray", "pink")
-SHAPES = ("circle", "square", "triangle", "cross", "ring", "star", "ball", "object", "shape")
-WAYS = ("left", "right", "up", "down")
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-EVENTS = (
-    "stays still",
-    "bounces off the wall",
-    "bounces",
-    "turns back",
-    "reverses",
-    "stops",
-    "vanishes",
-    "disappears",
-    "appears again",
-    "jumps to another place",
-    "splits into two",
-    "merges with the other one",
-    "grows",
-    "shrinks",
-    "speeds up",
-    "slows down",
-    "starts to move",
-    "leaves the frame",
-    "enters the scene",
-    "passes behind the {shape}",
-    "hits the {colour} {shape}",
-    "turns {colour}",
-    "becomes {colour}",
-    "becomes a {shape}",
-    "changes into a {colour} {shape}",
-    "changes its colour",
-    "changes direction",
-    "moves faster",
-    "moves slowly {way}",
-    "keeps moving {way}",
-    "will move {way}",
-    "moves toward the {colour} {shape}",
-    "moves away from the {colour} {shape}",
-)
-PROMPTS = (
-    "Here is what has happened so far: {fact}",
-    "Here is what happened so far from the beginning of the video: {fact}",
-    "Nothing has happened so far.",
-    "Based on this and on the recent frames of the video, answer in 8-10 words: what will most "
-    "likely happen in the next frame?",
-    "Given a summary of the video and its recent frames, predict what happens next. Output format: "
-    "Hypothesis: 8-10 words.",
-    "Here is what will happen next:",
-    "What happens next? Answer in one short sentence.",
+# Words of other prompts than ours, so that those too come in few tokens.
+OTHERS = (
+    "Here is what has happened so far from the beginning. Nothing has happened so far.",
+    "Based on this and on the recent frames, predict what happens next. Output format: Hypothesis:",
     "Something else happens that none of these statements describe.",
-    "Statement: {fact}",
-    "Is this statement true in the CURRENT frame? Answer 'yes' or 'no'.",
-    "Is this statement true? Answer yes or no.",
-    "Describe what is happening in the last and most recent frame.",
-    "Describe this video in 20 words.",
-    "Caption this video in 50-100 words.",
-    "Summarize this video. Summarize the events so far in at most 200 words.",
-    "Question: what color is the {shape}? Options: (A) {colour} (B) {colour} (C) {colour} (D) none",
-    "Question: how many objects are there? Answer: {number}.",
-    "Question: which came first? Answer with the letter only.",
-    "What was odd or unexpected in this video? When did it happen?",
-    "Where does the {colour} {shape} move? Which direction? Why?",
-    "Is the video played forward or in reverse? Is it flipped or original?",
-    "Think step by step, then give the final answer.",
-    "The best answer is: none of the above. I do not know.",
-    "Reference: {fact} Response: {fact} Score:",
+    "Is this statement true in the CURRENT frame? Answer 'yes' or 'no'. Answer yes or no.",
+    "Describe what is happening in the last and most recent frame, in 20 words.",
+    "Summarize the events. Caption this video. The best answer is: I do not know.",
+    "Question: Options: (A) (B) (C) (D) (E). Answer with the letter only. Think step by step.",
+    "Is the video played forward or in reverse? Was anything unexpected? When did it happen? Why?",
+    "Reference: Response: Score: Picture 1: Video 1: image: frame: second:",
     "You are a helpful assistant.",
     "system\nuser\nassistant\n",
-    "At 0.5 seconds, 12.3 s: {fact}",
-    "Frame 1, 2, 3, 4, 5, 6, 7, 8, 9, 0. Picture 1: Video 1: image: frame: second:",
 )
-ANSWERS = ("yes", "no", "Yes", "No", " yes", " no", "Answer: yes", "Answer: no", "true", "false")
+ANSWERS = ("yes", "no", "Yes", "No", " yes", " no", "A", "B", "C", "D", "(A)", "(B)", "(C)", "(D)")
+_STEPS = 4  # of each clip that are put into words
 
 
-def corpus(seed: int = 0, sentences: int = 3000) -> list[str]:
-    """Makes the training text: statements about shapes, prompts around them, answers."""
-    draw = random.Random(seed)
-
-    def filled(pattern: str) -> str:
-        return pattern.format(
-            colour=draw.choice(COLOURS),
-            shape=draw.choice(SHAPES),
-            way=draw.choice(WAYS),
-            number=draw.choice(NUMBERS),
-            fact=fact() if "{fact}" in pattern else "",
-        )
-
-    def thing() -> str:
-        size = f"{draw.choice(SIZES)} " if draw.random() < 0.2 else ""
-        return f"{size}{draw.choice(COLOURS)} {draw.choice(SHAPES)}"
-
-    def fact() -> str:
-        kind = draw.randrange(6)
-        if kind == 0:
-            return f"There are {draw.choice(NUMBERS)} objects: a {thing()} and an {thing()}."
-        if kind == 1:
-            return f"A {thing()} is on the {draw.choice(WAYS)} side, near the {thing()}."
-        if kind == 2:
-            return f"the {thing()} is not moving; it is at the top, bottom, middle, center, corner."
-        first, then = (filled(draw.choice(EVENTS)) for _ in range(2))
-        link = draw.choice((", then ", " and ", ", but ", " while it "))
-        lead = draw.choice(("The", "the", "Then the", "Now the", "Both: the"))
-        return f"{lead} {thing()} moves {draw.choice(WAYS)}{link}{first if kind < 5 else then}."
-
-    lines = [fact() for _ in range(sentences)]
-    lines += [filled(prompt) for prompt in PROMPTS for _ in range(sentences // 100)]
-    words = itertools.chain(ANSWERS, SIZES, COLOURS, SHAPES, WAYS, NUMBERS)
-    return lines + [form for word in words for form in (word, f" {word}")] * (sentences // 100)
+def corpus(scenes: int = 1500) -> list[str]:
+    """Makes the training text: all that is said and asked about clips of the toy world."""
+    prompts = Prompts()
+    lines = []
+    for index in range(scenes):
+        level = ("full", "full", "brief")[index % 3]
+        scene = simulate(index, level=level)
+        rng = np.random.default_rng(index)
+        lines.append(caption(scene))
+        for step in rng.integers(1, scene.steps, _STEPS).tolist():
+            lines.append(description(scene, step))
+            lines += futures(scene, step, rng, 3)
+            claims = statements(scene, step)
+            chosen = claims[rng.integers(len(claims))]
+            lines.append(prompts.probe_text(chosen.text))
+        for example in questions(Clip(scene, np.zeros((scene.steps, SIZE, SIZE, 3), np.uint8)))[
+            :_STEPS
+        ]:
+            lines.append(prompt(example, by="word")[0])
+            lines.append(prompt(example, by="letter")[0])
+    ours = [*dataclasses.asdict(prompts).values(), CAPTION_REQUEST]
+    times = [f"<{tenths / 10:.1f} seconds>" for tenths in range(0, 160, 5)]
+    return lines + [*ours, *ANSWERS, *times] * (scenes // 10) + [*OTHERS] * (scenes // 100)
 
 
 def train() -> ChatTokenizer:

@@ -16,41 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.mesh import Driver, single
+from experiments.prompts import EMPTY, Clip, Composer, Row, bucket, text_rows
 from surprise.trace import Context, Generation, Sampling
 from vlm import VLM, sampling
 from vlm.frames import lay_out
 from vlm.logprobs import continuation_logprobs
-from vlm.model import Model, Tokens, encode, last, logits, run
+from vlm.model import Model, encode, last, logits, run
 from vlm.patches import patchify
-from vlm.positions import mrope_positions
-from vlm.processor import Visual, visual_fields
 
 ENCODE_FRAMES = 8
 """Temporal patches a call of the tower takes on each replica."""
-_END = "<|vision_end|>"
-
-
-def bucket(size: int, least: int, *, parts: int = 4) -> int:
-    """The smallest of least x 2^k x (1, 1 + 1/parts, ..., 2 - 1/parts) that holds `size`."""
-    while least * (2 * parts - 1) // parts < size:
-        least *= 2
-    steps = (least * (parts + i) // parts for i in range(parts))
-    return next(step for step in steps if step >= size)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One prompt so far: token ids, the visuals among them, and the features of each."""
-
-    ids: list[int]
-    visuals: tuple[Visual, ...]
-    features: tuple[np.ndarray, ...]
-
-    def extended(self, ids: Sequence[int], visuals=(), features=()) -> _Row:
-        return _Row([*self.ids, *ids], (*self.visuals, *visuals), (*self.features, *features))
-
-
-_EMPTY = _Row([], (), ())
 
 
 @dataclass(frozen=True)
@@ -59,17 +34,8 @@ class State:
 
     count: int
     contexts: tuple[Context, ...]
-    prompts: tuple[_Row, ...]
+    prompts: tuple[Row, ...]
     cache: Any
-
-
-@dataclass(frozen=True)
-class _Clip:
-    """A video's frame size in patches, true times, and the features of its temporal patches."""
-
-    grid: tuple[int, int]
-    seconds: np.ndarray
-    features: dict[tuple[int, ...], np.ndarray]
 
 
 class Viewer:
@@ -83,11 +49,12 @@ class Viewer:
 
     def __init__(self, vlm: VLM, *, batch: int = 1, driver: Driver | None = None):
         self._vlm, self._processor = vlm, vlm.processor
+        self._prompts = Composer(vlm.processor)
         self._run = single(vlm.model) if driver is None else driver
         self.batch = -(-batch // self._run.replicas) * self._run.replicas
         allowed = np.tile(vlm.processor.speakable(), (self._run.replicas, 1))
         self._allowed = self._run.put(allowed)
-        self._clips: dict[str, _Clip] = {}
+        self._clips: dict[str, Clip] = {}
         self.dtype = np.dtype(vlm.model.dtype).name
         self.trained = vlm.trained
         self.hf_compat = vlm.processor.settings.hf_compat
@@ -108,7 +75,9 @@ class Viewer:
         """
         vision = self._vlm.config.vision
         settings = self._processor.settings
-        wanted = list(dict.fromkeys(patch for view in views for patch in self._patches(view)))
+        wanted = list(
+            dict.fromkeys(patch for view in views for patch in self._prompts.patches(view))
+        )
         grid = (frames.shape[1] // vision.patch, frames.shape[2] // vision.patch)
         side = vision.window_cells * vision.factor
         windows = bucket(-(-frames.shape[1] // side) * -(-frames.shape[2] // side), least=1)
@@ -121,7 +90,7 @@ class Viewer:
             laid, index = lay_out(patches, np.array([thw]), vision, windows=windows, frames=room)
             rows = self._run.fetch(self._run(_encode, laid))
             features |= zip(part, rows[index.reshape(len(part), -1)], strict=True)
-        self._clips[video] = _Clip(grid, np.asarray(seconds), features)
+        self._clips[video] = Clip(grid, np.asarray(seconds), features)
 
     def drop(self, video: str) -> None:
         """Forgets a video's features."""
@@ -132,17 +101,16 @@ class Viewer:
     def look(self, contexts: Sequence[Context]) -> State:
         count, contexts = len(contexts), tuple(self._filled(contexts))
         prompts = [
-            self._shown(_EMPTY, context, self._piece(context, 0), context.window, "video")
-            for context in contexts
+            self._prompts.window(context, self._clips[context.video]) for context in contexts
         ]
-        return self._extended(State(count, contexts, (_EMPTY,) * len(contexts), None), prompts)
+        return self._extended(State(count, contexts, (EMPTY,) * len(contexts), None), prompts)
 
     def observe(self, state: State, observations: Sequence[tuple[int, ...]]) -> State:
-        prompts = []
         rows = zip(state.contexts, state.prompts, self._filled(observations), strict=True)
-        for context, row, places in rows:
-            kind = "image" if len(places) == 1 else "video"
-            prompts.append(self._shown(row, context, self._piece(context, 1, kind), places, kind))
+        prompts = [
+            self._prompts.observation(row, context, self._clips[context.video], places)
+            for context, row, places in rows
+        ]
         return self._extended(state, prompts)
 
     def generate(self, state: State, question: str, sampling: Sampling) -> list[list[Generation]]:
@@ -153,8 +121,8 @@ class Viewer:
     ) -> tuple[np.ndarray, np.ndarray]:
         asked = self._asked(state, question)
         ids = [[self._processor.plain(text) for text in row] for row in answers]
-        tokens = _text_rows(self._filled(ids), [self._text_start(row) for row in asked])
-        question_tokens, _ = self._chunk(state.prompts, asked)
+        tokens = text_rows(self._filled(ids), [self._prompts.text_start(row) for row in asked])
+        question_tokens, _ = self._prompts.chunk(state.prompts, asked)
         sums = self._run.fetch(self._run(_nll, state.cache, question_tokens, tokens))
         counts = np.array([[len(text) for text in row] for row in ids])
         return sums[: state.count].astype(np.float64), counts
@@ -167,10 +135,11 @@ class Viewer:
         no: Sequence[str],
     ) -> np.ndarray:
         ids = [
-            [self._processor.tokenize(self._piece(context, -1, question=text)) for text in row]
+            [self._prompts.question(context, text) for text in row]
             for context, row in zip(state.contexts, questions, strict=False)
         ]
-        tokens = _text_rows(self._filled(ids), [self._text_start(row) for row in state.prompts])
+        starts = [self._prompts.text_start(row) for row in state.prompts]
+        tokens = text_rows(self._filled(ids), starts)
         words = {
             "yes": tuple(self._processor.single_tokens(yes)),
             "no": tuple(self._processor.single_tokens(no)),
@@ -179,12 +148,7 @@ class Viewer:
         return np.exp(-np.logaddexp(0.0, -odds[: state.count].astype(np.float64)))
 
     def summarize(self, prompts: Sequence[str], *, system: str, max_tokens: int) -> list[str]:
-        asked = []
-        for prompt in prompts:
-            messages = [_system(system)] * bool(system) + [{"role": "user", "content": prompt}]
-            asked.append(
-                _EMPTY.extended(self._processor.tokenize(self._processor.render(messages)))
-            )
+        asked = [self._prompts.request(system, prompt) for prompt in prompts]
         ones = np.ones((len(prompts), 1), np.float32)
         greedy = Sampling(max_tokens, 0 * ones, ones, 0, np.zeros(ones.shape, np.uint32))
         return [row[0].text for row in self._answers(None, self._filled(asked), greedy)][
@@ -197,95 +161,17 @@ class Viewer:
         """The rows and, up to a multiple of the batch, the first of them again."""
         return [*rows, *[rows[0]] * (-len(rows) % self.batch)]
 
-    def _patches(self, view: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """A view's frames by temporal patch, the last frame repeated where one is missing."""
-        span = self._vlm.config.vision.temporal_patch
-        view = (*view, *[view[-1]] * (-len(view) % span))
-        return [view[i : i + span] for i in range(0, len(view), span)]
-
-    def _piece(
-        self, context: Context, index: int, observation: str = "image", *, question: str = ""
-    ) -> str:
-        """Part of the prompt's text: 0 up to the window, 1 the observation, -1 what follows."""
-        content = [{"type": "text", "text": context.history}] * bool(context.history)
-        content += [{"type": "video"}, {"type": observation}, {"type": "text", "text": question}]
-        messages = [_system(context.system)] * bool(context.system)
-        messages.append({"role": "user", "content": content})
-        pieces = self._processor.render(messages).split(_END)
-        return pieces[index] if index == -1 else pieces[index] + _END
-
-    def _asked(self, state: State, question: str) -> list[_Row]:
+    def _asked(self, state: State, question: str) -> list[Row]:
         """The prompts with a question and the header of its answer."""
         return [
-            row.extended(self._processor.tokenize(self._piece(context, -1, question=question)))
+            row.extended(self._prompts.question(context, question))
             for context, row in zip(state.contexts, state.prompts, strict=True)
         ]
 
-    def _shown(
-        self, row: _Row, context: Context, text: str, places: tuple[int, ...], kind: str
-    ) -> _Row:
-        """The prompt with a piece of text that shows `places` of its video."""
-        clip = self._clips[context.video]
-        visual = self._processor.placed(clip.grid, clip.seconds[list(places)], kind)
-        features = np.concatenate([clip.features[patch] for patch in self._patches(places)])
-        return row.extended(self._processor.tokenize(text, [visual]), [visual], [features])
-
-    def _positions(self, row: _Row) -> tuple[np.ndarray, int]:
-        """Positions [3, T] of a prompt's tokens, and where an answer is decoded."""
-        ids = np.array([row.ids], np.int32)
-        fields = visual_fields(row.visuals)
-        positions, following = mrope_positions(
-            ids,
-            np.ones(ids.shape, bool),
-            fields.get("image_grid_thw"),
-            fields.get("video_grid_thw"),
-            fields.get("second_per_grid_ts"),
-            fields.get("grid_seconds"),
-            self._vlm.config,
-            self._processor.settings.hf_compat,
-        )
-        return positions[:, 0], int(following[0])
-
-    def _text_start(self, row: _Row) -> int:
-        """The position of a text token behind the prompt, as in one pass over the whole."""
-        return int(self._positions(row.extended(self._processor.plain(" ")))[0][0, len(row.ids)])
-
-    def _chunk(
-        self, before: Sequence[_Row], after: Sequence[_Row]
-    ) -> tuple[Tokens, np.ndarray | None]:
-        """The tokens that `after` adds to `before`, padded to a bucket, with N = 1.
-
-        With them come the features that they show, [B, rows, features], or None.
-        """
-        longest = max(len(b.ids) - len(a.ids) for a, b in zip(before, after, strict=True))
-        shape = (len(after), 1, bucket(longest, least=16))
-        ids, valid = np.zeros(shape, np.int32), np.zeros(shape, bool)
-        positions, visual = np.ones((3, *shape), np.int32), np.full(shape, -1, np.int32)
-        placeholders = [self._vlm.config.image_token, self._vlm.config.video_token]
-        for b, (old, new) in enumerate(zip(before, after, strict=True)):
-            added = np.array(new.ids[len(old.ids) :], np.int32)
-            count = len(added)
-            ids[b, 0, :count], valid[b, 0, :count] = added, True
-            positions[:, b, 0, :count] = self._positions(new)[0][:, len(old.ids) :]
-            if len(new.features) > len(old.features):
-                shown = np.flatnonzero(np.isin(added, placeholders))
-                visual[b, 0, shown] = np.arange(len(shown))
-        if (visual < 0).all():
-            return Tokens(ids, positions, valid), None
-        added = [
-            np.concatenate(new.features[len(old.features) :])
-            for old, new in zip(before, after, strict=True)
-        ]
-        rows = bucket(max(map(len, added)), least=16)
-        features = np.zeros((len(after), rows, added[0].shape[1]), added[0].dtype)
-        for b, part in enumerate(added):
-            features[b, : len(part)] = part
-        return Tokens(ids, positions, valid, visual), features
-
     # Device side
 
-    def _extended(self, state: State, prompts: Sequence[_Row]) -> State:
-        tokens, features = self._chunk(state.prompts, prompts)
+    def _extended(self, state: State, prompts: Sequence[Row]) -> State:
+        tokens, features = self._prompts.chunk(state.prompts, prompts)
         slots = None
         if state.cache is None:
             # A prefix is prefilled at its length, but kept in one of few sizes: what is asked of
@@ -295,19 +181,19 @@ class Viewer:
         return replace(state, prompts=tuple(prompts), cache=cache)
 
     def _answers(
-        self, state: State | None, asked: Sequence[_Row], how: Sampling
+        self, state: State | None, asked: Sequence[Row], how: Sampling
     ) -> list[list[Generation]]:
         """What is sampled behind the prompts `asked`; rows of `how` are filled up to them."""
-        before = [_EMPTY] * len(asked) if state is None else state.prompts
+        before = [EMPTY] * len(asked) if state is None else state.prompts
         temperature, top_p, seeds = (
             np.stack(self._filled(rows)) for rows in (how.temperature, how.top_p, how.seeds)
         )
-        question, _ = self._chunk(before, asked)
+        question, _ = self._prompts.chunk(before, asked)
         out = self._run(
             _generate,
             None if state is None else state.cache,
             question,
-            np.array([self._positions(row)[1] for row in asked], np.int32),
+            np.array([self._prompts.positions(row)[1] for row in asked], np.int32),
             seeds,
             sampling.Sampling(temperature, top_p, np.full(seeds.shape, how.top_k, np.int32)),
             self._allowed,
@@ -322,22 +208,6 @@ class Viewer:
             ]
             for row in zip(out.tokens, out.lengths, out.finished, strict=True)
         ]
-
-
-def _system(text: str) -> dict:
-    return {"role": "system", "content": text}
-
-
-def _text_rows(ids: Sequence[Sequence[Sequence[int]]], starts: Sequence[int]) -> Tokens:
-    """B x N texts as padded rows, row b counting positions from starts[b] on."""
-    length = bucket(max(len(text) for row in ids for text in row), least=32)
-    shape = (len(ids), max(len(row) for row in ids), length)
-    padded, valid = np.zeros(shape, np.int32), np.zeros(shape, bool)
-    for b, row in enumerate(ids):
-        for n, text in enumerate(row):
-            padded[b, n, : len(text)], valid[b, n, : len(text)] = text, True
-    positions = np.asarray(starts, np.int32)[:, None, None] + np.arange(length, dtype=np.int32)
-    return Tokens(padded, np.broadcast_to(positions, (3, *shape)), valid)
 
 
 # The jobs: pure functions of a model and of arrays with a batch axis.

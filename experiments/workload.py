@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -80,7 +79,7 @@ def random_model(name: str, dtype: str) -> VLM:
 
     import vlm
     from vlm.config import NAMED, TINY, TINY_QWEN3
-    from vlm.loading import with_tokens_of
+    from vlm.loading import TOKENIZER, with_tokens_of
     from vlm.processor import Processor
     from vlm.processor_settings import default_settings
     from vlm.weights import random_weights
@@ -89,13 +88,11 @@ def random_model(name: str, dtype: str) -> VLM:
     if name not in configs:
         raise UsageError(f"--model: no {name}; choose from {', '.join(configs)}")
     config = with_tokens_of(configs[name], TINY)
-    with TemporaryDirectory() as folder:
-        vlm.load("tiny", dtype=dtype).processor.save(folder)
-        # The bundled limits of pixels would shrink the frames.
-        pixels = default_settings(mini()).image_pixels
-        processor = Processor.from_pretrained(
-            folder, config, image_pixels=pixels, video_pixels=pixels
-        )
+    # The limits of the bundled models would shrink the frames.
+    pixels = default_settings(mini()).image_pixels
+    processor = Processor.from_pretrained(
+        TOKENIZER, config, image_pixels=pixels, video_pixels=pixels
+    )
     processor.stop_tokens = ()
     graph, state = nnx.split(random_weights(config, dtype=jnp.dtype(dtype)))
     scale = config.text.hidden**-0.5 / 0.02

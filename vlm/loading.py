@@ -20,7 +20,9 @@ from vlm.model import Model
 from vlm.processor import Processor
 from vlm.weights import load_weights, random_weights, save_weights
 
-_BUNDLED = Path(__file__).parent / "tiny"
+TOKENIZER = Path(__file__).parent / "tiny"
+"""The bundled tokenizer; below it, a folder for each bundled model."""
+_BUNDLED = ()
 _RANDOM = {"tiny": TINY, "tiny-qwen3": TINY_QWEN3, **NAMED}
 _UNTRAINED = "random_weights"
 """Key of ours in a `config.json`, so that a saved random model is not taken for a trained one."""
@@ -52,19 +54,22 @@ def load(
     attention: str = "auto",
     hf_compat: str | None = None,
     place: Callable[[str, np.ndarray], Array] | None = None,
+    seed: int | None = None,
 ) -> VLM:
     """Loads a model and its processor.
 
     Args:
       source: a Hugging Face directory (safetensors), a hub id (`org/name`), `tiny` or `tiny-qwen3`
-        (the bundled architectures), or a named size such as `qwen2.5-vl-7b` or `qwen3-vl-8b`. All
-        but the first two have random weights and the bundled tokenizer.
+        (the bundled models, which know the toy world), or a named size such as `qwen2.5-vl-7b` or
+        `qwen3-vl-8b` (random weights, and the bundled tokenizer).
       dtype: of the parameters: `bfloat16`, `float32` or `float16`.
       attention: back end of tower and decoder: `auto` picks by platform and shape; `xla`, `cudnn`
         (NVIDIA GPU, 16-bit) and `splash` (TPU) are that one wherever its constraints hold.
       hf_compat: the rule set of positions and prompts (`vlm.positions.HF_COMPAT`).
       place: (dotted path, host array) -> device array, to put a parameter straight where it is
         sharded to; the default is the default device.
+      seed: of random weights for `tiny`, `tiny-qwen3` or a named size; for the first two it leaves
+        the trained ones aside.
 
     Raises:
       SourceError, ConfigError, WeightsError, ProcessorError: one line that says what is wrong.
@@ -75,12 +80,17 @@ def load(
         raise SourceError(reason)
     choices = {} if hf_compat is None else {"hf_compat": hf_compat}
     name = str(source)
-    if name in _RANDOM:
+    has_weights = seed is None and name in _BUNDLED
+    if name in _RANDOM and not has_weights:
         config = with_tokens_of(_RANDOM[name], TINY)
-        processor = Processor.from_pretrained(_BUNDLED, config, **choices)
-        model = random_weights(config, dtype=jnp.dtype(dtype), attention=attention, place=place)
+        processor = Processor.from_pretrained(TOKENIZER, config, **choices)
+        model = random_weights(
+            config, seed=seed or 0, dtype=jnp.dtype(dtype), attention=attention, place=place
+        )
         return VLM(model, config, processor, name, trained=False)
-    directory = _directory(source)
+    if seed is not None:
+        raise SourceError(f"{name} has weights of its own, so that a seed means nothing")
+    directory = TOKENIZER / name if has_weights else _directory(source)
     config, processor, trained = described(directory, **choices)
     model = load_weights(
         directory, config, dtype=jnp.dtype(dtype), attention=attention, place=place

@@ -50,18 +50,18 @@ _PUBLISHED = {
         std=(0.5, 0.5, 0.5),
     ),
 }
-# Small pictures for the bundled models: 4 to 24 merged cells a frame, in Qwen3-VL for a video of
-# four frames, which a CPU encodes in milliseconds.
+# Small pictures for the bundled models, which know frames of 64 x 64 pixels: 16 to 24 merged cells,
+# in Qwen3-VL for a video of at most 16 such frames.
 _BUNDLED = {
     TINY: dataclasses.replace(
         _PUBLISHED["qwen2_5_vl"],
-        image_pixels=(4 * 28 * 28, 36 * 28 * 28),
-        video_pixels=(4 * 28 * 28, 24 * 28 * 28),
+        image_pixels=(64 * 64, 96 * 64),
+        video_pixels=(64 * 64, 96 * 64),
     ),
     TINY_QWEN3: dataclasses.replace(
         _PUBLISHED["qwen3_vl"],
-        image_pixels=(4 * 32 * 32, 36 * 32 * 32),
-        video_pixels=(4 * 4 * 32 * 32, 4 * 24 * 32 * 32),
+        image_pixels=(64 * 64, 96 * 64),
+        video_pixels=(2 * 64 * 64, 16 * 64 * 64),
     ),
 }
 

@@ -48,11 +48,12 @@ class Cache:
 
     def append(self, other: Cache) -> Cache:
         """This cache followed by the slots of another one."""
-        return Cache(
-            jnp.concatenate([self.k, other.k], axis=4),
-            jnp.concatenate([self.v, other.v], axis=4),
-            jnp.concatenate([self.valid, other.valid], axis=2),
-        )
+
+        def joined(one, more):
+            return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=-2), one, more)
+
+        valid = jnp.concatenate([self.valid, other.valid], axis=2)
+        return Cache(joined(self.k, other.k), joined(self.v, other.v), valid)
 
 
 class Attention(nnx.Module):

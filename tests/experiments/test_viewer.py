@@ -28,7 +28,7 @@ def tiny(request):
 @pytest.fixture(scope="module")
 def frames(tiny):
     side = tiny.config.vision.factor
-    return np.random.default_rng(0).integers(0, 256, (K, 3 * side, 5 * side, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (K, 4 * side, 5 * side, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")

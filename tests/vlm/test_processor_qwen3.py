@@ -15,16 +15,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from published import TINY, TINY_QWEN3, TOKENIZER, processor_of, settings_of
 
-import vlm
-from vlm.config import NAMED, TINY, TINY_QWEN3, VLMConfig
+from vlm.config import NAMED, VLMConfig
 from vlm.patches import patchify, smart_resize_clip
 from vlm.positions import HF_COMPAT, mrope_positions
 from vlm.processor import Processor, ProcessorError, ProcessorSettings, escape
 from vlm.processor_settings import default_settings
 
 GOLDEN = Path(__file__).parent / "golden"
-BUNDLED = Path(vlm.__file__).parent / "tiny"
 QWEN = Path(__file__).resolve().parents[2].parent / "shared/assets/qwen"
 PUBLISHED = QWEN / "Qwen3-VL-8B-Instruct"
 START, END, IMAGE, VIDEO = 4, 5, 7, 8
@@ -82,7 +81,7 @@ def oracle_grid(kind, height, width, indices, _):
     images = importlib.import_module(f"transformers.models.qwen2_vl.{module}")
     # The package itself hides this module where torchvision is missing.
     videos = importlib.import_module("transformers.models.qwen3_vl.video_processing_qwen3_vl")
-    least, most = getattr(default_settings(TINY_QWEN3), f"{kind}_pixels")
+    least, most = getattr(settings_of(TINY_QWEN3), f"{kind}_pixels")
     limits = {"factor": 32, "min_pixels": least, "max_pixels": most}
     if kind == "image":
         size = images.smart_resize(height, width, **limits)
@@ -156,7 +155,7 @@ def write_golden():
     import transformers
 
     release = ".".join(transformers.__version__.split(".")[:2])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(BUNDLED)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
     cases = {}
     for name, (content, visuals) in PROMPTS.items():
         text = tokenizer.apply_chat_template(
@@ -174,10 +173,7 @@ def write_golden():
 
 @pytest.fixture(scope="module")
 def processors():
-    return {
-        release: Processor.from_pretrained(BUNDLED, TINY_QWEN3, hf_compat=release)
-        for release in HF_COMPAT
-    }
+    return {release: processor_of(TINY_QWEN3, hf_compat=release) for release in HF_COMPAT}
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +262,7 @@ def test_frame_size_asks_for_the_number_of_frames(processor):
     with pytest.raises(ValueError, match="depends on its number of frames"):
         processor.frame_size(480, 640)
     # Elsewhere it changes nothing.
-    qwen25 = Processor.from_pretrained(BUNDLED, TINY)
+    qwen25 = processor_of(TINY)
     assert qwen25.frame_size(480, 640) == qwen25.frame_size(480, 640, frames=64) == (112, 140)
 
 
@@ -390,7 +386,7 @@ def test_parts_make_up_the_whole(processors, hf_compat):
 def test_prompts_equal_the_installed_transformers(processor):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("torch")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(BUNDLED)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
     draw = np.random.default_rng(2)
     words = ["the ring ", "<", " <", "\n", "1.", "(A)", "x", "", "seconds>", " é"]
     for _ in range(40):
@@ -473,7 +469,7 @@ def test_defaults():
     assert default_settings(NAMED["qwen3-vl-2b"]) == ProcessorSettings(
         (65_536, 16_777_216), (4096, 25_165_824), (0.5,) * 3, (0.5,) * 3
     )
-    small, own = default_settings(TINY_QWEN3), default_settings(NAMED["qwen3-vl-2b"])
+    small, own = settings_of(TINY_QWEN3), default_settings(NAMED["qwen3-vl-2b"])
     assert (small.mean, small.std) == (own.mean, own.std)
     assert small.video_pixels[1] < own.video_pixels[1]
 

@@ -1,0 +1,52 @@
+"""Supervised training of the bundled models on the toy world, from scratch."""
+
+from ml_collections import ConfigDict
+
+_MODES = {"tiny": "tiny", "tiny-qwen3": "tiny-qwen3"}
+
+
+def get_config(arg: str = "tiny") -> ConfigDict:
+    """`:tiny`, the bundled Qwen2.5-VL (the default); `:tiny-qwen3`, the bundled Qwen3-VL."""
+    if arg not in _MODES:
+        raise ValueError(f"sft.py has no mode {arg!r}; choose from {', '.join(_MODES)}")
+    config = ConfigDict()
+    config.recipe = "sft"
+    config.model = _MODES[arg]  # the architecture; its weights are drawn by the seed
+    config.seed = 0
+    config.steps = 5000
+    config.warmup_steps = 650  # of the tower alone, on dense labels
+    config.easy_steps = 300  # after that, with one or two shapes only
+    config.mix = ConfigDict({"step": 0.5, "clip": 0.35, "brief": 0.15})
+    config.pairs = 192  # a batch of the warm-up, in temporal patches
+    config.windows = 32  # a batch of lessons at a step
+    config.clips = 16  # a batch of lessons about a clip
+    config.brief_frames = 8
+    config.answer_tokens = 32
+    # Of the pieces of a prompt and of its rows, in tokens; what does not fit is an error.
+    stamped = arg == "tiny-qwen3"  # writes the time of every temporal patch out
+    config.lengths = ConfigDict(
+        {
+            "step": {"patches": 3, "window": 68 if stamped else 52,
+                     "observation": 32 if stamped else 20,
+                     "before": 56, "before_rows": 1, "after": 44, "after_rows": 3},
+            "clip": {"patches": 8, "window": 224 if stamped else 148,
+                     "before": 56, "before_rows": 5},
+            "brief": {"patches": 4, "window": 116 if stamped else 84,
+                      "before": 56, "before_rows": 4},
+        }
+    )  # fmt: skip
+    config.shares = ConfigDict(
+        {"predict": 0.5, "prior": 0.5, "posterior": 1.0, "caption": 1.0, "claim": 1.5,
+         "clip_caption": 1.0, "word": 1.0, "letter": 1.0}
+    )  # fmt: skip
+    config.unroll = True  # layers of the decoder in line: faster where they are few
+    config.learning_rate = 2e-3
+    config.muon_learning_rate = 3e-3
+    config.ramp_steps = 50
+    config.decay_share = 0.4
+    config.weight_decay = 0.0
+    config.clip = 1.0
+    config.log_every = 10
+    config.save_every = 200
+    config.keep = 2
+    return config

@@ -1,0 +1,343 @@
+"""Supervised training on the toy world: batches of lessons, and their loss.
+
+Every batch is a pure function of the seed and the number of the step. The first ones warm the tower
+up, with a linear head on each cell; then come lessons: at one step of a clip, about whole clips,
+and about a few frames of clips whose event passes. All that is asked of one clip shares its prefix.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from data import toytasks
+from data.toyscene import COLOURS, EVENTS, FPS, MOTIONS, SHAPES, SIZE, cell_labels
+from data.toytasks import KINDS, Ask, Lesson
+from data.toyworld import as_filmed, make
+from experiments.prompts import EMPTY, Clip, Composer, Row, text_rows
+from surprise.hypotheses import Prompts
+from surprise.trace import Context
+from vlm.frames import Frames, lay_out
+from vlm.logprobs import token_logprobs
+from vlm.model import Model, Tokens, encode, run
+from vlm.patches import patchify
+from vlm.processor import Processor
+
+LABELS = {
+    "colour": len(COLOURS) + 1,
+    "shape": len(SHAPES) + 1,
+    "motion": len(MOTIONS) + 1,
+    "change": len(EVENTS) + 1,
+}
+"""Classes of each dense label of a cell (`data.toyscene.cell_labels`)."""
+_LEVELS = ("one", "two", "full", "full")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cells:
+    """Temporal patches, and what lies in each of their cells."""
+
+    frames: Frames
+    labels: Int[np.ndarray | Array, "rows labels"]
+    """By row of the tower's output; -1 where a cell is padding."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Asked:
+    """N questions, with their answers, about each of B clips; rows of padding weigh nothing."""
+
+    tokens: Tokens
+    places: Int[np.ndarray | Array, "B N A"]
+    """Of the states that predict the answer's tokens."""
+    targets: Int[np.ndarray | Array, "B N A"]
+    weights: Float[np.ndarray | Array, "B N A"]
+    """They sum to 1 over all answers of one kind in the batch."""
+    kinds: Int[np.ndarray | Array, "B N"]
+    """Place in KINDS."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Lessons:
+    """B lessons: what is shown, in one or two pieces, and what is asked after each of them."""
+
+    frames: Frames
+    window: Tokens
+    before: Asked
+    observation: Tokens | None = None
+    after: Asked | None = None
+
+
+# Batches, on the host
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Makes the batch of each step. `config`: see `experiments/configs/sft.py`."""
+
+    processor: Processor
+    config: dict[str, Any]
+
+    def __call__(self, step: int) -> Cells | Lessons:
+        """Batch `step`, a function of the seed and of nothing that came before."""
+        config = self.config
+        if step < config["warmup_steps"]:
+            return self._cells(step)
+        rng = np.random.default_rng([config["seed"], 1, step])
+        kind = str(rng.choice(list(config["mix"]), p=list(config["mix"].values())))
+        # Few shapes at first, for a while: what one object does is learned from one object.
+        easy = step < config["warmup_steps"] + config["easy_steps"]
+        levels = _LEVELS[:2] if easy else _LEVELS
+        first = step * 1000
+        if kind == "step":
+            return self._steps(rng, first, levels)
+        clips, lessons = [], []
+        for index in range(first, first + config["clips"]):
+            level = "brief" if kind == "brief" else str(rng.choice(levels))
+            clip = make(index, seed=config["seed"], level=level)
+            clips.append(clip.frames)
+            if kind == "clip":
+                lessons.append(toytasks.clip_lesson(clip, rng))
+            else:
+                lessons.append(toytasks.brief_lesson(clip, rng, frames=config["brief_frames"]))
+        return self._batch(clips, lessons, config["lengths"][kind])
+
+    def _steps(self, rng: np.random.Generator, first: int, levels: Sequence[str]) -> Lessons:
+        config, balance = self.config, Counter()
+        clips, lessons = [], []
+        for number in range(config["windows"]):
+            index = first + number // 2
+            if number % 2 == 0:  # two lessons at steps of one clip
+                level = str(rng.choice(levels))
+                clip = make(index, seed=config["seed"], level=level)
+            clips.append(clip.frames)
+            lessons.append(toytasks.step_lesson(clip.scene, rng, balance))
+        return self._batch(clips, lessons, config["lengths"]["step"])
+
+    def _cells(self, step: int) -> Cells:
+        """Pairs (t - 1, t), half of them at events where there are any."""
+        config = self.config
+        rng = np.random.default_rng([config["seed"], 0, step])
+        shown, labels = [], {name: [] for name in LABELS}
+        each = 8
+        for index in range(step * 1000, step * 1000 + config["pairs"] // each):
+            clip = make(index, seed=config["seed"], level=str(rng.choice(_LEVELS)))
+            steps = rng.integers(1, clip.scene.steps, each)
+            events = [event.step for event in clip.scene.events]
+            if events:
+                steps[: each // 2] = events[0]
+            cells = cell_labels(clip.scene)
+            for t in steps:
+                shown += [clip.frames[t - 1], clip.frames[t]]
+                for name in LABELS:
+                    labels[name].append(cells[name][t].reshape(-1))
+        pixels = np.stack(shown)
+        half = len(pixels) // 4 * 2  # whole pairs
+        pixels[:half] = as_filmed(pixels[:half])
+        frames, index = self._frames(pixels)
+        flat = np.full((frames.valid.size // 4, len(LABELS)), -1, np.int32)
+        flat[index] = np.stack([np.concatenate(labels[name]) for name in LABELS], -1)
+        return Cells(frames, flat)
+
+    def _frames(self, frames: np.ndarray) -> tuple[Frames, np.ndarray]:
+        """Frames [2 F, height, width, 3] as F temporal patches, and the output row of each cell."""
+        vision, settings = self.processor.config.vision, self.processor.settings
+        patches, thw = patchify(frames, vision, settings.mean, settings.std)
+        return lay_out(patches, np.array([thw]), vision)
+
+    def _batch(
+        self, clips: Sequence[np.ndarray], lessons: Sequence[Lesson], lengths: dict[str, int]
+    ) -> Lessons:
+        """Lessons about clips [K, height, width, 3], padded to `lengths`."""
+        prompts, composer = Prompts(), Composer(self.processor)
+        contexts = [Context("", 0, prompts.system, "", lesson.window) for lesson in lessons]
+        # Every clip takes as many temporal patches as the longest: repeats of its last.
+        views = [
+            [*composer.patches(lesson.window), *_pairs(composer, lesson.observation)]
+            for lesson in lessons
+        ]
+        most = lengths["patches"]
+        shown = [
+            clip[np.array([*view, *[view[-1]] * (most - len(view))]).reshape(-1)]
+            for clip, view in zip(clips, views, strict=True)
+        ]
+        shown[::2] = map(as_filmed, shown[::2])  # so that a file looks no stranger than an array
+        frames, index = self._frames(np.concatenate(shown))
+        rows = index.reshape(len(lessons), most, -1, 1)
+        side = SIZE // self.processor.config.vision.patch
+        found = [
+            Clip(
+                (side, side),
+                np.arange(len(clip)) / FPS,
+                dict(zip(view, own, strict=False)),
+            )
+            for clip, view, own in zip(clips, views, rows, strict=True)
+        ]
+        first = [composer.window(*pair) for pair in zip(contexts, found, strict=True)]
+        window = _placed(*composer.chunk([EMPTY] * len(first), first, lengths["window"]))
+
+        def asked(prefixes: Sequence[Row], asks: Sequence[Sequence[Ask]], where: str) -> Asked:
+            count, length = lengths[f"{where}_rows"], lengths[where]
+            return self._asked(composer, prompts, contexts, prefixes, asks, count, length)
+
+        batch = Lessons(frames, window, asked(first, [own.before for own in lessons], "before"))
+        if not lessons[0].observation:
+            return batch
+        second = [
+            composer.observation(row, context, clip, lesson.observation)
+            for row, context, clip, lesson in zip(first, contexts, found, lessons, strict=True)
+        ]
+        observation = _placed(*composer.chunk(first, second, lengths["observation"]))
+        after = asked(second, [own.after for own in lessons], "after")
+        return replace(batch, observation=observation, after=after)
+
+    def _asked(
+        self,
+        composer: Composer,
+        prompts: Prompts,
+        contexts: Sequence[Context],
+        prefixes: Sequence[Row],
+        asks: Sequence[Sequence[Ask]],
+        count: int,
+        length: int,
+    ) -> Asked:
+        """The questions behind each prefix, `count` rows of `length` tokens a clip."""
+        longest = self.config["answer_tokens"]
+        shape = (len(asks), count, longest)
+        places, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        weights, kinds = np.zeros(shape, np.float32), np.zeros(shape[:2], np.int32)
+        ids: list[list[list[int]]] = []
+        for b, (context, own) in enumerate(zip(contexts, asks, strict=True)):
+            ids.append([[self.processor.pad_token]] * count)
+            for n, ask in enumerate(own):
+                question = composer.question(context, _worded(prompts, ask))
+                answer, weight = self._answer(ask)
+                ids[b][n] = question + answer
+                places[b, n, : len(answer)] = len(question) - 1 + np.arange(len(answer))
+                targets[b, n, : len(answer)], weights[b, n, : len(answer)] = answer, weight
+                kinds[b, n] = KINDS.index(ask.kind)
+        for kind in range(len(KINDS)):
+            total = weights[kinds == kind].sum()
+            weights[kinds == kind] /= max(total, 1e-6)
+        starts = [composer.text_start(row) for row in prefixes]
+        return Asked(text_rows(ids, starts, length), places, targets, weights, kinds)
+
+    def _answer(self, ask: Ask) -> tuple[list[int], list[float]]:
+        """Tokens of an answer and of its end, with their weights."""
+        ids, weights = [], []
+        for text, weight in ask.answer:
+            part = self.processor.plain(text)
+            ids += part
+            weights += [weight] * len(part)
+        return [*ids, self.processor.stop_tokens[0]], [*weights, 1.0]
+
+
+def _worded(prompts: Prompts, ask: Ask) -> str:
+    """What is asked, as scoring asks it."""
+    own = {
+        "predict": prompts.predict,
+        "prior": prompts.statement,
+        "posterior": prompts.statement,
+        "caption": prompts.caption,
+        "claim": prompts.probe_text(ask.subject),
+    }
+    return own.get(ask.kind, ask.subject)
+
+
+def _pairs(composer: Composer, places: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return composer.patches(places) if places else []
+
+
+def _placed(tokens: Tokens, rows: np.ndarray) -> Tokens:
+    """Visual tokens that name rows of the tower's output, where they counted their own clip's."""
+    own = np.take_along_axis(rows[:, None, :, 0], np.maximum(tokens.visual, 0), axis=2)
+    return replace(tokens, visual=np.where(tokens.visual >= 0, own, -1).astype(np.int32))
+
+
+# Losses, on the device
+
+
+class Pupil(nnx.Module):
+    """The model, and a linear classifier of cells that the warm-up of its tower needs."""
+
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        self.model = model
+        self.head = nnx.Linear(model.config.vision.out, sum(LABELS.values()), rngs=rngs)
+
+
+Parts = dict[str, Float[Array, ""]]
+
+
+def loss(
+    pupil: Pupil, batch: Cells | Lessons, shares: dict[str, float], *, unroll: bool = False
+) -> tuple[Float[Array, ""], Parts]:
+    """The loss of a batch and its parts.
+
+    `shares` weighs the kinds of answers; `unroll` puts the decoder's layers in line.
+    """
+    if isinstance(batch, Cells):
+        return cells_loss(pupil, batch)
+    model = pupil.model.unstacked() if unroll else pupil.model
+    return lessons_loss(model, batch, shares)
+
+
+def cells_loss(pupil: Pupil, batch: Cells) -> tuple[Float[Array, ""], Parts]:
+    """Cross-entropy of every cell's labels, nats; cells in which something is weigh one half.
+
+    Parts: the share of those cells whose label is right.
+    """
+    features = encode(pupil.model, batch.frames)[:, : pupil.model.config.vision.out]
+    scores = jnp.split(pupil.head(features), np.cumsum([*LABELS.values()])[:-1], axis=-1)
+    total, parts = jnp.zeros(()), {}
+    for i, (name, z) in enumerate(zip(LABELS, scores, strict=True)):
+        label = batch.labels[:, i]
+        there, nothing = (mask.astype(jnp.float32) for mask in (label > 0, label == 0))
+        weight = there / jnp.maximum(there.sum(), 1) + nothing / jnp.maximum(nothing.sum(), 1)
+        logp = jax.nn.log_softmax(z)
+        nll = -jnp.take_along_axis(logp, jnp.maximum(label, 0)[:, None], axis=1)[:, 0]
+        total += jnp.sum(weight * nll) / 2
+        parts[f"cells/{name}"] = jnp.mean(jnp.argmax(z, -1) == label, where=label > 0)
+    return total, parts
+
+
+def lessons_loss(
+    model: Model, batch: Lessons, shares: dict[str, float]
+) -> tuple[Float[Array, ""], Parts]:
+    """Cross-entropy of the answers: of each kind in nats a token, weighted and summed.
+
+    Parts: KIND/nll, and KIND/sure, the share of tokens given a probability above 1/2; nan for a
+    kind that the batch does not ask.
+    """
+    features = encode(model, batch.frames)
+    _, cache = run(model, batch.window, features)
+    groups = [(batch.before, cache)]
+    if batch.observation is not None:
+        _, more = run(model, batch.observation, features, prefix=cache)
+        groups.append((batch.after, cache.append(more)))
+    sums = jnp.zeros((3, len(KINDS)))  # of NLL, of what is sure, and of weights
+    for asked, prefix in groups:
+        hidden, _ = run(model, asked.tokens, prefix=prefix)
+        states = jnp.take_along_axis(hidden, asked.places[..., None], axis=2)
+        logp = token_logprobs(model, states, asked.targets)
+        sure = (logp > np.log(0.5)).astype(logp.dtype)
+        values = jnp.stack([-logp, sure, jnp.ones_like(logp)])
+        rows = jnp.sum(asked.weights[None] * values, axis=-1).reshape(3, -1)
+        sums += jax.ops.segment_sum(rows.T, asked.kinds.reshape(-1), len(KINDS)).T
+    asked = sums[2] > 0
+    parts = {}
+    for i, kind in enumerate(KINDS):
+        parts |= {
+            f"{kind}/{name}": jnp.where(asked[i], sums[j, i], jnp.nan)
+            for j, name in enumerate(("nll", "sure"))
+        }
+    return jnp.sum(jnp.array([shares[kind] for kind in KINDS]) * sums[0]), parts

@@ -1,0 +1,236 @@
+"""Supervised training: packing that changes nothing, resuming bit by bit."""
+
+import functools
+import json
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import vlm
+from data.toytasks import KINDS
+from experiments import sft, train
+from experiments.arguments import UsageError, plain, read_config
+from vlm.logprobs import token_logprobs
+from vlm.model import Tokens, encode, prepare, run
+
+SMALL = [
+    *("--config.windows=4", "--config.clips=2", "--config.pairs=16", "--config.warmup_steps=2"),
+    *("--config.easy_steps=1", "--config.steps=4", "--config.log_every=1"),
+    *("--config.save_every=2", "--config.ramp_steps=1"),
+]
+
+
+def config(*changes, mode="tiny"):
+    return plain(read_config(f"sft.py:{mode}", [*SMALL, *changes]))
+
+
+def only(kind):
+    """The changes after which every lesson is of one kind."""
+    return [f"--config.mix.{name}={float(name == kind)}" for name in ("step", "clip", "brief")]
+
+
+@pytest.fixture(scope="module", params=["tiny", "tiny-qwen3"])
+def found(request):
+    return vlm.load(request.param, dtype="float32", seed=1)
+
+
+def teacher(found, *changes):
+    return sft.Teacher(found.processor, config(*changes, mode=found.name))
+
+
+def test_a_batch_depends_on_seed_and_step_alone(found):
+    make = teacher(found)
+    for step in (0, 3):
+        one, again = make(step), teacher(found)(step)
+        for leaf, other in zip(jax.tree.leaves(one), jax.tree.leaves(again), strict=True):
+            np.testing.assert_array_equal(leaf, other)
+    assert not np.array_equal(make(2).before.targets, make(3).before.targets)
+    other = teacher(found, "--config.seed=1")(3)
+    assert not np.array_equal(make(3).before.targets, other.before.targets)
+
+
+@pytest.mark.parametrize("kind", ["step", "clip", "brief"])
+def test_answers_weigh_the_same_by_kind_and_stand_where_they_should(found, kind):
+    batch = teacher(found, *only(kind))(3)
+    totals = np.zeros(len(KINDS))
+    for asked in filter(None, (batch.before, batch.after)):
+        np.add.at(totals, asked.kinds, asked.weights.sum(-1))
+        # The state at a place predicts the token behind it.
+        following = np.take_along_axis(asked.tokens.ids, asked.places + 1, axis=2)
+        there = asked.weights > 0
+        assert (following[there] == asked.targets[there]).all()
+        assert np.take_along_axis(asked.tokens.valid, asked.places + 1, axis=2)[there].all()
+    expected = {
+        "step": {"predict", "prior", "posterior", "caption", "claim"},
+        "clip": {"clip_caption", "word", "letter"},
+        "brief": {"word", "letter"},
+    }[kind]
+    asked = {name for name, total in zip(KINDS, totals, strict=True) if total > 0}
+    assert asked <= expected
+    np.testing.assert_allclose(totals[totals > 0], 1.0, rtol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def uncached(graph, params, tokens, features, places, targets):
+    """Log-probabilities of targets by one pass over a whole prompt."""
+    model = nnx.merge(graph, params)
+    hidden, _ = run(model, tokens, features)
+    return token_logprobs(model, hidden[0, 0][places], targets)
+
+
+def joined(pieces, length=320):
+    """Pieces of one prompt, (tokens, b, n) each, as one padded row."""
+    parts = [(part, b, n, part.valid[b, n]) for part, b, n in pieces]
+    ids = np.concatenate([part.ids[b, n][there] for part, b, n, there in parts])
+    visual = [
+        np.full(there.sum(), -1) if part.visual is None else part.visual[b, n][there]
+        for part, b, n, there in parts
+    ]
+    positions = [part.positions[:, b, n][:, there] for part, b, n, there in parts]
+    tokens = Tokens(
+        np.zeros((1, 1, length), np.int32), np.ones((3, 1, 1, length), np.int32),
+        np.zeros((1, 1, length), bool), np.full((1, 1, length), -1, np.int32),
+    )  # fmt: skip
+    tokens.ids[0, 0, : len(ids)], tokens.valid[0, 0, : len(ids)] = ids, True
+    tokens.visual[0, 0, : len(ids)] = np.concatenate(visual)
+    tokens.positions[:, 0, 0, : len(ids)] = np.concatenate(positions, axis=1)
+    return tokens, len(ids)
+
+
+@pytest.mark.parametrize("kind", ["step", "clip"])
+def test_the_packed_loss_is_that_of_whole_prompts(found, kind):
+    batch = teacher(found, *only(kind), "--config.windows=2", "--config.clips=1")(3)
+    shares = config()["shares"]
+    graph, params = nnx.split(found.model)
+
+    def packed(params, batch):
+        return sft.lessons_loss(nnx.merge(graph, params), batch, shares)
+
+    value, parts = jax.jit(packed)(params, batch)
+    features = jax.jit(lambda params, frames: encode(nnx.merge(graph, params), frames))(
+        params, batch.frames
+    )
+    sums = np.zeros(len(KINDS))
+    for asked, pieces in ((batch.before, 1), (batch.after, 2)):
+        if asked is None:
+            continue
+        for b, n in np.argwhere(asked.weights.sum(-1) > 0):
+            shown = [(part, b, 0) for part in (batch.window, batch.observation)[:pieces]]
+            tokens, length = joined([*shown, (asked.tokens, b, n)])
+            start = length - asked.tokens.valid[b, n].sum()
+            places, targets = asked.places[b, n] + start, asked.targets[b, n]
+            logp = uncached(graph, params, tokens, features, places, targets)
+            sums[asked.kinds[b, n]] -= (asked.weights[b, n] * np.asarray(logp)).sum()
+    for i, name in enumerate(KINDS):
+        if sums[i]:
+            np.testing.assert_allclose(parts[f"{name}/nll"], sums[i], rtol=1e-4)
+        else:
+            assert np.isnan(parts[f"{name}/nll"])
+    total = sum(shares[name] * sums[i] for i, name in enumerate(KINDS))
+    np.testing.assert_allclose(value, total, rtol=1e-4)
+
+
+def test_the_layout_is_that_of_the_processor(found):
+    """Ids and positions of window and question equal those of one conversation."""
+    batch = teacher(found, *only("clip"))(3)
+    ids = batch.window.ids[0, 0][batch.window.valid[0, 0]]
+    asked = batch.before.tokens
+    ids = np.concatenate([ids, asked.ids[0, 0][asked.valid[0, 0]]])
+    answer = int(batch.before.places[0, 0, 0]) + 1
+    prompt_ids = ids[: batch.window.valid[0].sum() + answer]
+    # With its first frame left out a clip has as many temporal patches, but other times.
+    count = 16 if found.processor.decode(prompt_ids, False).count("<0.1 seconds>") else 15
+    count = 16 if found.config.family == "qwen2_5_vl" else count
+    video = np.zeros((count, 64, 64, 3), np.uint8)
+    visual = found.processor.video(video, np.arange(16 - count, 16) / 4)
+    text = found.processor.render(
+        [
+            {"role": "system", "content": "You are a careful observer of videos."},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "video"},
+                    {"type": "text", "text": "Describe this video in one or two sentences."},
+                ],
+            },
+        ]
+    )
+    inputs = found.processor([text], [[visual]])
+    np.testing.assert_array_equal(inputs.input_ids[0], prompt_ids)
+    _, tokens = prepare(inputs, found.config)
+    places = np.concatenate(
+        [
+            batch.window.positions[:, 0, 0][:, batch.window.valid[0, 0]],
+            asked.positions[:, 0, 0, :answer],
+        ],
+        axis=1,
+    )
+    np.testing.assert_array_equal(tokens.positions[:, 0, 0], places)
+
+
+def read(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {line.pop("step"): line for line in lines}
+
+
+def weights(out):
+    return (out / "export" / "model.safetensors").read_bytes()
+
+
+def trained(out, *changes):
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        return train.run(config(*changes), out)
+
+
+def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
+    warm = ["--config.warmup_steps=4"]  # of the tower alone: that compiles fast
+    assert trained(tmp_path / "whole", *warm) == 0
+    stream = train._stream
+
+    def killed(make, start, stop):
+        for done, batch in stream(make, start, stop):
+            yield done, batch
+            if done == 3:
+                raise KeyboardInterrupt  # one step after a checkpoint
+
+    monkeypatch.setattr(train, "_stream", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts", *warm)
+    assert sorted(read(tmp_path / "parts")) == [1, 2, 3]
+    monkeypatch.setattr(train, "_stream", stream)
+    assert trained(tmp_path / "parts", *warm) == 0
+    assert read(tmp_path / "whole") == read(tmp_path / "parts")
+    assert sorted(read(tmp_path / "whole")) == [1, 2, 3, 4]
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    again = vlm.load(tmp_path / "whole" / "export", dtype="float32")
+    assert again.trained and again.config == vlm.load("tiny", seed=0).config
+
+
+def test_a_run_of_other_settings_is_not_taken_up(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config("--config.seed=3")))
+    with pytest.raises(UsageError, match=r"other settings \(seed\)"):
+        trained(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_signal_loses_no_step(tmp_path):
+    """SIGTERM in the midst of lessons; the same command then ends as if it had not come."""
+    assert trained(tmp_path / "whole", "--config.steps=6") == 0
+    changes = [*SMALL, "--config.steps=6", "--config.save_every=100"]
+    command = [sys.executable, "-m", "experiments.cli", "train", *changes]
+    command += [f"--out={tmp_path / 'parts'}", "--config=sft.py:tiny"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("[3/6]"):
+            process.send_signal(signal.SIGTERM)
+            break
+    assert process.wait(timeout=300) == 1
+    done = max(read(tmp_path / "parts"))
+    assert 3 <= done < 6
+    assert subprocess.run(command, check=False).returncode == 0
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")

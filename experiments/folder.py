@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ UNTRAINED = (
 
 _PARTS = "parts"
 _FINISHED = "finished"
+_TELL_SECONDS = 30.0
 
 
 class Folder:
@@ -76,6 +78,17 @@ class Folder:
         (self.path / _FINISHED).touch()
         return self.status()
 
+    def wait_for_others(self) -> None:
+        """Returns when every other process's part is finished, in the folder that all share."""
+        count = int(self.path.name.split("-of-")[1])
+        names = {f"{i:05d}-of-{count:05d}" for i in range(count)}
+        told = 0.0
+        while left := {n for n in names if not (self.path.parent / n / _FINISHED).exists()}:
+            if time.monotonic() - told > _TELL_SECONDS:
+                log.info("waiting for %s; one that has died can be started again", _listed(left))
+                told = time.monotonic()
+            time.sleep(0.5)
+
     def status(self) -> int:
         """Says what there is; 0, or 1 where a video failed."""
         log.info("%d traces in %s", len(self.traces), self.path / "trace.jsonl")
@@ -122,7 +135,7 @@ def merge(out: str) -> Folder:
     finished = {part.name for part in parts if (part / _FINISHED).exists()}
     complete = any({name for name in wanted if name.endswith(n)} <= finished for n in counts)
     if not complete:
-        missing = ", ".join(sorted(wanted - finished))
+        missing = _listed(wanted - finished)
         raise UsageError(f"--merge: not finished: {missing}; start that process again")
     traces: dict[str, dict] = _read_traces(whole / "trace.jsonl")
     failures: dict[str, dict] = {}
@@ -137,6 +150,10 @@ def merge(out: str) -> Folder:
     folder = Folder(whole, {trace["id"]: trace for trace in ordered}, set(traces))
     folder.failed = len(left)
     return folder
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _check_same(path: Path, before: dict, now: dict, keys: Sequence[str]) -> None:

@@ -61,7 +61,10 @@ def run(names: Sequence[str], *, model: str, out: str, config: dict[str, Any]) -
     if todo:
         score(todo, folder, options, model)
     if part:
-        return folder.finish()
+        status = folder.finish()
+        if options.coordinator and index == 0:
+            folder.wait_for_others()  # jax.distributed ends with process 0, and all others with it
+        return status
     return _show(folder, options)
 
 

@@ -6,7 +6,11 @@ from surprise.settings import Settings
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The configuration of `saccade score`; `:tiny` looks at few frames, for a quick try."""
+    """The configuration of `saccade score`.
+
+    `:tiny` looks at few frames, for a quick try; `:toy` is for clips of the toy world, of which the
+    bundled models see every frame.
+    """
     config = ConfigDict({**Settings().to_dict()})
     config.dtype = "auto"  # float32 on a CPU, bfloat16 elsewhere
     config.hf_compat = ""  # rule set of positions and prompts; "" is the newest
@@ -24,6 +28,12 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "tiny":
         config.schedule, config.steps = "fixed", 6
         config.budget, config.hypothesis_tokens, config.caption_tokens = 8, 12, 12
+    elif arg == "toy":
+        config.schedule, config.steps = "fixed", 16
+        config.observation, config.history = "pair", "none"
+        config.hypotheses, config.hypothesis_tokens, config.caption_tokens = 8, 24, 24
+        config.posterior, config.reduction, config.score = "probe", "sum", "evidence"
+        config.budget = 4
     elif arg:
-        raise ValueError(f"score.py has no mode {arg!r}; the one there is: tiny")
+        raise ValueError(f"score.py has no mode {arg!r}; choose from tiny, toy")
     return config

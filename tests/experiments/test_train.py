@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -224,11 +225,12 @@ def test_a_signal_loses_no_step(tmp_path):
     changes = [*SMALL, "--config.steps=6", "--config.save_every=100"]
     command = [sys.executable, "-m", "experiments.cli", "train", *changes]
     command += [f"--out={tmp_path / 'parts'}", "--config=sft.py:tiny"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if line.startswith("[3/6]"):
-            process.send_signal(signal.SIGTERM)
-            break
+    process = subprocess.Popen(command)
+    lines = tmp_path / "parts" / "metrics.jsonl"
+    while not (lines.exists() and lines.read_text().count("\n") >= 3):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=300) == 1
     done = max(read(tmp_path / "parts"))
     assert 3 <= done < 6

@@ -424,9 +424,17 @@ _FEATURES = {
 }
 
 
+# What both families share is switched off in one of them by default.
+_SHARED_AGAIN = {("qwen3_tied", feature) for feature in _BOTH[1:]}
+
+
 @pytest.mark.parametrize(
     ("pair", "switch_off"),
-    [(name, feature) for name, features in _FEATURES.items() for feature in features],
+    [
+        pytest.param(name, feature, marks=[pytest.mark.slow] * ((name, feature) in _SHARED_AGAIN))
+        for name, features in _FEATURES.items()
+        for feature in features
+    ],
     indirect=["pair"],
 )
 def test_the_rung_fails_without_its_feature(pair, switch_off, monkeypatch):

@@ -24,17 +24,23 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 def frame_difference(
-    frames: Frames, *, order: int = 1, deflicker: bool = False, pool: str = "mean"
+    frames: Frames,
+    *,
+    order: int = 1,
+    deflicker: bool = False,
+    pool: str = "mean",
+    cells: int = 8,
 ) -> Scores:
     """Absolute difference of frames: |f_t - f_t-1|, or |f_t - 2 f_t-1 + f_t-2| for `order` 2.
 
     Order 2 is blind to steady change. `deflicker` evens out the brightness of whole frames first.
-    `pool`: mean over the frame, or the max over cells of an 8 x 8 grid, for what is small.
+    `pool`: mean over the frame, or the max over a grid of `cells` x `cells`, for what is small.
     """
     values = _deflickered(frames) if deflicker else frames.astype(np.float32)
     scores = np.zeros(len(frames))
     if len(frames) > order:
-        scores[order:] = _pooled(np.abs(np.diff(values, n=order, axis=0)).mean(-1), pool)
+        change = np.abs(np.diff(values, n=order, axis=0)).mean(-1)
+        scores[order:] = _pooled(change, pool, cells)
     return scores
 
 
@@ -46,11 +52,15 @@ def change_of_difference(
     return _change(difference, order)
 
 
-def rgb_histogram(frames: Frames, *, bins: int = 8, smooth: int = 1) -> Scores:
+def rgb_histogram(
+    frames: Frames, *, bins: int = 8, deflicker: bool = False, smooth: int = 1
+) -> Scores:
     """L1 distance of the channels' histograms (Swain & Ballard 1991), as fractions of pixels.
 
     SPIKE's shot-boundary baseline (arXiv 2509.23433, code) takes 8 bins and a mean over 3 frames.
     """
+    if deflicker:
+        frames = _deflickered(frames).round().clip(0, 255).astype(np.uint8)
     counts = _histograms(frames, bins)
     scores = np.zeros(len(frames))
     scores[1:] = np.abs(np.diff(counts, axis=0)).sum(-1)
@@ -70,13 +80,13 @@ def edge_change_ratio(
     An edge pixel is new if no edge of the other frame lies within `radius` pixels. Edges are
     Canny's (1986) with thresholds `low` and `high` on |Gx| + |Gy|, as in SPIKE's baseline.
     """
-    edges = [_canny(frame.astype(np.float32) @ _LUMA, low, high) for frame in frames]
-    near = [_dilated(edge, radius) for edge in edges]
+    edges = _canny(frames.astype(np.float32) @ _LUMA, low, high)
+    far = ~_dilated(edges, radius)
+    count = edges.sum((1, 2)).clip(1)
+    entering = (edges[1:] & far[:-1]).sum((1, 2)) / count[1:]
+    leaving = (edges[:-1] & far[1:]).sum((1, 2)) / count[:-1]
     scores = np.zeros(len(frames))
-    for t in range(1, len(frames)):
-        entering = (edges[t] & ~near[t - 1]).sum() / max(edges[t].sum(), 1)
-        leaving = (edges[t - 1] & ~near[t]).sum() / max(edges[t - 1].sum(), 1)
-        scores[t] = max(entering, leaving)
+    scores[1:] = np.maximum(entering, leaving)
     return smoothed(scores, smooth)
 
 
@@ -92,13 +102,12 @@ def optical_flow(
         raise ValueError(f"kind is {kind!r}; choose from magnitude, change, residual")
     values = _deflickered(frames) if deflicker else frames.astype(np.float32)
     luma = values @ _LUMA
+    flow = lucas_kanade(luma[:-1], luma[1:])
     scores = np.zeros(len(frames))
-    for t in range(1, len(frames)):
-        flow = lucas_kanade(luma[t - 1], luma[t])
-        if kind == "residual":
-            scores[t] = np.abs(_warped(luma[t], flow) - luma[t - 1]).mean()
-        else:
-            scores[t] = np.hypot(*flow).mean()
+    if kind == "residual":
+        scores[1:] = np.abs(_warped(luma[1:], flow) - luma[:-1]).mean((1, 2))
+    else:
+        scores[1:] = np.hypot(*flow).mean((1, 2))
     return smoothed(_change(scores, 1) if kind == "change" else scores, smooth)
 
 
@@ -115,14 +124,44 @@ def centre_scores(count: int) -> Scores:
     return (count - 1) / 2 - np.abs(at - (count - 1) / 2)
 
 
-def smoothed(scores: Scores, width: int) -> Scores:
+def smoothed(scores: Float[np.ndarray, "*rows K"], width: int) -> Float[np.ndarray, "*rows K"]:
     """The mean of the scores within an odd window, shorter at the ends; 1 leaves them alone."""
     if width < 1 or width % 2 == 0:
         raise ValueError(f"smooth is {width}; it must be odd and positive")
-    total = np.concatenate([[0.0], np.cumsum(scores)])
-    at = np.arange(len(scores))
-    first, last = (at - width // 2).clip(0), (at + width // 2 + 1).clip(max=len(scores))
-    return (total[last] - total[first]) / (last - first)
+    total, count = _windows(scores, width // 2)
+    return total / count
+
+
+FORMS = ("plain", "change", "excess")
+
+
+def refined(
+    scores: Float[np.ndarray, "*rows K"], *, form: str = "plain", smooth: int = 1, first: int = 0
+) -> Float[np.ndarray, "*rows K"]:
+    """A score in another form, then smoothed; what is tuned of a baseline beside its own settings.
+
+    form: `plain`; `change`, |s_t - s_t-1|; `excess`, s_t less the mean of its four neighbours, to
+    find peaks on uneven ground. `first` is the first score that means anything; those before it
+    come out as the lowest.
+    """
+    tail = scores[..., first:]
+    if form == "change":
+        tail = np.abs(np.diff(tail, axis=-1, prepend=tail[..., :1]))
+    elif form == "excess":
+        total, count = _windows(tail, 2)
+        tail = tail - (total - tail) / np.maximum(count - 1, 1)
+    elif form != "plain":
+        raise ValueError(f"form is {form!r}; choose from {', '.join(FORMS)}")
+    tail = smoothed(tail, smooth)
+    return np.concatenate([tail.min(-1, keepdims=True)] * first + [tail], axis=-1)
+
+
+def _windows(scores: Float[np.ndarray, "*rows K"], reach: int):
+    """Sums over what lies within `reach` of each score, and how many there are."""
+    total = np.cumsum(np.concatenate([np.zeros_like(scores[..., :1]), scores], -1), -1)
+    at = np.arange(scores.shape[-1])
+    first, last = (at - reach).clip(0), (at + reach + 1).clip(max=len(at))
+    return total[..., last] - total[..., first], last - first
 
 
 def _named(function: Callable[..., Scores], **settings) -> Callable[[Frames], Scores]:
@@ -152,6 +191,47 @@ SCORES: dict[str, Callable[[Frames], Scores]] = {
     "optical flow residual": _named(optical_flow, kind="residual"),
 }
 """Every pixel baseline under the name that tables give it."""
+
+TUNABLE: dict[str, dict[str, Callable[[Frames], Scores]]] = {
+    name: {
+        f"{'deflickered' if deflicker else 'raw'}, {f'cells of 1/{cells}' if cells else 'mean'}": (
+            _named(
+                frame_difference,
+                order=order,
+                deflicker=deflicker,
+                pool="max" if cells else "mean",
+                cells=cells or 8,
+            )
+        )
+        for deflicker in (False, True)
+        for cells in (0, 4, 8, 16)
+    }
+    for order, name in enumerate(("difference", "second difference"), 1)
+} | {
+    "rgb histogram": {
+        f"{'deflickered' if deflicker else 'raw'}, {bins} bins": _named(
+            rgb_histogram, bins=bins, deflicker=deflicker
+        )
+        for deflicker in (False, True)
+        for bins in (8, 16, 32)
+    },
+    "edge change ratio": {
+        f"edges above {high}, radius {radius}": _named(
+            edge_change_ratio, low=high // 2, high=high, radius=radius
+        )
+        for high in (100, 200)
+        for radius in (1, 2)
+    },
+    "optical flow": {
+        f"{'deflickered' if deflicker else 'raw'}, {kind}": _named(
+            optical_flow, kind=kind, deflicker=deflicker
+        )
+        for deflicker in (False, True)
+        for kind in ("magnitude", "residual")
+    },
+}
+"""Pixel baselines by family, each at all the settings among which a validation split may choose;
+`refined` takes their forms further. `second difference` has its first score at frame 2."""
 
 
 # Selectors
@@ -247,13 +327,16 @@ def _deflickered(frames: Frames) -> Float[np.ndarray, "K height width 3"]:
     return values * (middle.mean() / middle)[:, None, None, None]
 
 
-def _pooled(change: Float[np.ndarray, "k height width"], pool: str) -> Float[np.ndarray, " k"]:
+def _pooled(
+    change: Float[np.ndarray, "k height width"], pool: str, grid: int = 8
+) -> Float[np.ndarray, " k"]:
     if pool == "mean":
         return change.mean((1, 2), dtype=np.float64)
     if pool != "max":
         raise ValueError(f"pool is {pool!r}; choose from mean, max")
     rows, columns = (
-        np.linspace(0, size, min(8, size), endpoint=False).astype(int) for size in change.shape[1:]
+        np.linspace(0, size, min(grid, size), endpoint=False).astype(int)
+        for size in change.shape[1:]
     )
     cells = np.add.reduceat(np.add.reduceat(change, rows, 1), columns, 2)
     areas = np.outer(np.diff([*rows, change.shape[1]]), np.diff([*columns, change.shape[2]]))
@@ -281,20 +364,23 @@ def _squared(
     return ((points[:, None] - centres) ** 2).sum(-1)
 
 
+_Pictures = Float[np.ndarray, "*frames height width"]
+
+
 def _canny(
-    luma: Float[np.ndarray, "height width"], low: float | int, high: float | int
-) -> Bool[np.ndarray, "height width"]:
+    luma: _Pictures, low: float | int, high: float | int
+) -> Bool[np.ndarray, "*frames height width"]:
     """Canny's edges: Sobel gradients, thinned across the edge, hysteresis of two thresholds."""
     gx, gy = _sobel(luma)
     size = np.abs(gx) + np.abs(gy)
-    padded = np.pad(size, 1)
+    height, width = size.shape[-2:]
+    padded = _padded(size, 1, 1, mode="constant")
     # The neighbours across the edge, by the gradient's angle in steps of 45 degrees.
     angle = np.round(np.arctan2(gy, gx) / (np.pi / 4)).astype(int) % 4
     keep = np.zeros(size.shape, bool)
     for step, (down, right) in enumerate(((0, 1), (1, 1), (1, 0), (1, -1))):
         ahead, behind = (
-            padded[1 + s * down : 1 + s * down + len(size), 1 + s * right :][:, : size.shape[1]]
-            for s in (1, -1)
+            padded[..., 1 + s * down :, 1 + s * right :][..., :height, :width] for s in (1, -1)
         )
         keep |= (angle == step) & (size > behind) & (size >= ahead)
     weak, edges = keep & (size > low), keep & (size > high)
@@ -305,46 +391,45 @@ def _canny(
         edges = grown
 
 
-def _sobel(luma: Float[np.ndarray, "height width"]):
-    wide = np.pad(luma, 1, mode="edge")
-    rows = wide[:-2] + 2 * wide[1:-1] + wide[2:]
-    columns = wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]
-    return rows[:, 2:] - rows[:, :-2], columns[2:] - columns[:-2]
+def _sobel(luma: _Pictures):
+    wide = _padded(luma, 1, 1)
+    rows = wide[..., :-2, :] + 2 * wide[..., 1:-1, :] + wide[..., 2:, :]
+    columns = wide[..., :-2] + 2 * wide[..., 1:-1] + wide[..., 2:]
+    return rows[..., 2:] - rows[..., :-2], columns[..., 2:, :] - columns[..., :-2, :]
+
+
+def _padded(image, down: int, right: int, *, mode: str = "edge"):
+    """Continued by so many pixels at either end of the last two axes."""
+    alone = [(0, 0)] * (image.ndim - 2)
+    return np.pad(image, [*alone, (down, down), (right, right)], mode=mode)
 
 
 def _dilated(
-    mask: Bool[np.ndarray, "height width"], radius: int
-) -> Bool[np.ndarray, "height width"]:
+    mask: Bool[np.ndarray, "*frames height width"], radius: int
+) -> Bool[np.ndarray, "*frames height width"]:
     """True within `radius` pixels, along both axes, of where the mask is."""
-    for axis in (0, 1):
-        padding = [(radius, radius) if a == axis else (0, 0) for a in (0, 1)]
-        windows = np.lib.stride_tricks.sliding_window_view(
-            np.pad(mask, padding), 2 * radius + 1, axis
-        )
-        mask = windows.any(-1)
-    return mask
+    height, width = mask.shape[-2:]
+    wide = _padded(mask, radius, radius, mode="constant")
+    reach = range(2 * radius + 1)
+    rows = np.logical_or.reduce([wide[..., k : k + height, :] for k in reach])
+    return np.logical_or.reduce([rows[..., k : k + width] for k in reach])
 
 
 def lucas_kanade(
-    before: Float[np.ndarray, "height width"],
-    after: Float[np.ndarray, "height width"],
-    *,
-    levels: int = 3,
-    rounds: int = 3,
-    window: int = 7,
-) -> Float[np.ndarray, "2 height width"]:
+    before: _Pictures, after: _Pictures, *, levels: int = 3, rounds: int = 3, window: int = 7
+) -> Float[np.ndarray, "2 *frames height width"]:
     """Dense flow (x, y) in pixels with after(p + flow(p)) = before(p), from coarse to fine.
 
     Each level solves the 2 x 2 normal equations over a square window and warps, `rounds` times.
     Where there is no texture the ridge keeps the flow of the level above.
     """
     pyramid = [(before, after)]
-    while len(pyramid) < levels and min(pyramid[-1][0].shape) >= 4 * window:
+    while len(pyramid) < levels and min(pyramid[-1][0].shape[-2:]) >= 4 * window:
         pyramid.append(tuple(_halved(image) for image in pyramid[-1]))
     flow = np.zeros((2, *pyramid[-1][0].shape), np.float32)
     for first, second in reversed(pyramid):
         if flow.shape[1:] != first.shape:
-            flow = 2 * np.stack([_doubled(part, first.shape) for part in flow])
+            flow = 2 * _doubled(flow, first.shape[-2:])
         gx, gy = (part / 8 for part in _sobel(first))
         xx, xy, yy = (_box(part, window) for part in (gx * gx, gx * gy, gy * gy))
         xx, yy = xx + _RIDGE, yy + _RIDGE
@@ -360,37 +445,42 @@ def lucas_kanade(
 _RIDGE = 4.0  # grey levels squared: sensor noise alone moves nothing
 
 
-def _warped(
-    image: Float[np.ndarray, "height width"], flow: Float[np.ndarray, "2 height width"]
-) -> Float[np.ndarray, "height width"]:
+def _warped(image: _Pictures, flow: Float[np.ndarray, "2 *frames height width"]) -> _Pictures:
     """image(p + flow(p)), bilinear, the border continued."""
-    height, width = image.shape
+    height, width = image.shape[-2:]
     x = (np.arange(width, dtype=np.float32) + flow[0]).clip(0, width - 1)
     y = (np.arange(height, dtype=np.float32)[:, None] + flow[1]).clip(0, height - 1)
     left, top = np.minimum(x.astype(int), width - 2), np.minimum(y.astype(int), height - 2)
     right, down = x - left, y - top
-    above = image[top, left] * (1 - right) + image[top, left + 1] * right
-    below = image[top + 1, left] * (1 - right) + image[top + 1, left + 1] * right
+    flat = image.reshape(*image.shape[:-2], height * width)
+    corner = (top * width + left).reshape(flat.shape)
+    one, two, three, four = (
+        np.take_along_axis(flat, corner + step, -1).reshape(image.shape)
+        for step in (0, 1, width, width + 1)
+    )
+    above = one * (1 - right) + two * right
+    below = three * (1 - right) + four * right
     return above * (1 - down) + below * down
 
 
-def _box(image: Float[np.ndarray, "height width"], size: int) -> Float[np.ndarray, "height width"]:
+def _box(image: _Pictures, size: int) -> _Pictures:
     """Mean over a square window, the border continued."""
-    for axis in (0, 1):
-        padding = [(size // 2 + 1, size // 2) if a == axis else (0, 0) for a in (0, 1)]
-        total = np.cumsum(np.pad(image, padding, mode="edge"), axis, dtype=np.float64)
-        ends, starts = np.split(total, [size], axis)[1], np.split(total, [-size], axis)[0]
-        image = ((ends - starts) / size).astype(np.float32)
-    return image
+    reach = size // 2
+    total = np.cumsum(_padded(image, reach + 1, 0), -2, dtype=np.float64)
+    rows = (total[..., size:-1, :] - total[..., : -size - 1, :]) / size
+    total = np.cumsum(_padded(rows, 0, reach + 1), -1)
+    return ((total[..., size:-1] - total[..., : -size - 1]) / size).astype(np.float32)
 
 
-def _halved(image: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "half half_width"]:
-    even = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
-    return (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4
+def _halved(image: _Pictures) -> Float[np.ndarray, "*frames half half_width"]:
+    even = image[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
+    rows = even[..., ::2, :] + even[..., 1::2, :]
+    return (rows[..., ::2] + rows[..., 1::2]) / 4
 
 
-def _doubled(part: Float[np.ndarray, "half half_width"], shape: tuple[int, int]):
+def _doubled(part: Float[np.ndarray, "*frames half half_width"], shape: tuple[int, int]):
     """A field of the coarser level at the size of the finer one."""
-    big = part.repeat(2, 0).repeat(2, 1)
-    missing = [(0, size - have) for size, have in zip(shape, big.shape, strict=True)]
-    return np.pad(big, missing, mode="edge")
+    big = part.repeat(2, -2).repeat(2, -1)
+    down, right = (size - have for size, have in zip(shape, big.shape[-2:], strict=True))
+    alone = [(0, 0)] * (big.ndim - 2)
+    return np.pad(big, [*alone, (0, down), (0, right)], mode="edge")

@@ -207,6 +207,45 @@ def paired(
     return bootstrap(first - second, rounds=rounds, level=level, seed=seed)
 
 
+def step_auroc(
+    scores: Sequence[Num[np.ndarray, "_"]],
+    truths: Sequence[Bool[np.ndarray, "_"]],
+    *,
+    rounds: int = 2_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """`auroc` over the steps of all videos together, with its interval; videos are drawn again.
+
+    One threshold for all of them, unlike a hit, which ranks the steps of one video.
+    """
+    videos = np.repeat(np.arange(len(scores)), [len(row) for row in scores])
+    values, truth = np.concatenate([*scores]), np.concatenate([*truths])
+    order = np.argsort(values, kind="stable")
+    values, truth, videos = values[order], truth[order], videos[order]
+    starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])  # of runs of equal scores
+
+    def shares(chosen: Int[np.ndarray, "rounds n"]) -> Float[np.ndarray, " rounds"]:
+        places = chosen + len(scores) * np.arange(len(chosen))[:, None]
+        counts = np.bincount(places.ravel(), minlength=len(scores) * len(chosen))
+        weights = counts.reshape(len(chosen), -1)[:, videos].astype(np.float64)
+        positive = np.add.reduceat(weights * truth, starts, axis=-1)
+        negative = np.add.reduceat(weights * ~truth, starts, axis=-1)
+        won = (positive * (np.cumsum(negative, -1) - negative / 2)).sum(-1)
+        pairs = positive.sum(-1) * negative.sum(-1)
+        return np.divide(won, pairs, out=np.full(len(chosen), np.nan), where=pairs > 0)
+
+    def statistic(chosen):
+        if chosen.ndim == 1:
+            return shares(chosen[None])[0]
+        parts = np.array_split(chosen, max(1, chosen.shape[0] * len(values) // 500_000))
+        return np.concatenate([shares(part) for part in parts])
+
+    if truth.all() or not truth.any():
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    return bootstrap_of(statistic, len(scores), rounds=rounds, level=level, seed=seed)
+
+
 def _ranks(values: Num[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Ranks from 1, the mean of their places for equal values."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)

@@ -5,6 +5,7 @@ import pytest
 
 from surprise.baselines import (
     SCORES,
+    TUNABLE,
     centre_scores,
     change_of_difference,
     edge_change_ratio,
@@ -15,6 +16,7 @@ from surprise.baselines import (
     peak_frames,
     random_frames,
     random_scores,
+    refined,
     rgb_histogram,
     smoothed,
 )
@@ -76,6 +78,35 @@ def test_local_pooling_sees_what_is_small():
     assert local[2] == 60 and local[1] == 1
     with pytest.raises(ValueError, match="choose from mean, max"):
         frame_difference(frames, pool="median")
+
+
+def test_a_finer_grid_sees_what_is_smaller():
+    frames = np.full((2, 64, 64, 3), 100, np.uint8)
+    frames[1, 8:12, 8:12] += 60  # a cell of a 16 x 16 grid, a quarter of one of an 8 x 8 grid
+    found = {n: frame_difference(frames, pool="max", cells=n)[1] for n in (1, 4, 8, 16)}
+    assert found == {1: 60 / 256, 4: 60 / 16, 8: 15, 16: 60}
+
+
+def test_refined_by_hand():
+    scores = np.array([[9.0, 1, 1, 7, 1, 1], [9, 2, 4, 6, 8, 10]])
+    assert refined(scores).tolist() == scores.tolist()
+    # The first is not a score: changes start behind the second, and what is before comes last.
+    change = refined(scores, form="change", first=1)
+    assert change.tolist() == [[0, 0, 0, 6, 6, 0], [0, 0, 2, 2, 2, 2]]
+    # 7 is above its four neighbours by 6; those have it among theirs.
+    excess = refined(scores[0], form="excess", first=1)
+    assert excess.tolist() == [-3, -3, -2, 6, -2, -3]
+    assert refined(scores[0], smooth=3, first=1).tolist() == [1, 1, 3, 3, 3, 1]
+    with pytest.raises(ValueError, match="choose from plain"):
+        refined(scores, form="square")
+
+
+def test_histograms_may_be_deflickered():
+    rng = np.random.default_rng(0)
+    frames = np.tile(rng.integers(40, 90, (1, 32, 32, 3)), (4, 1, 1, 1)).astype(float)
+    frames[2] *= 1.3
+    frames = frames.round().astype(np.uint8)
+    assert rgb_histogram(frames, bins=16)[2] > 5 * rgb_histogram(frames, bins=16, deflicker=True)[2]
 
 
 def test_steady_motion_is_no_change_of_difference():
@@ -144,6 +175,18 @@ def test_every_score_of_any_clip(name):
         assert np.isfinite(scores).all() and (scores >= 0).all()
     still = np.tile(rng.integers(0, 256, (1, 24, 24, 3), np.uint8), (6, 1, 1, 1))
     assert SCORES[name](still).max() < 1e-6
+
+
+def test_tunable_settings_differ():
+    rng = np.random.default_rng(2)
+    frames = np.stack([np.roll(_texture(size=32), 2 * t, 1) for t in range(4)])[..., None]
+    light = np.array([1, 1.2, 0.9, 1.1])[:, None, None, None]
+    frames = (frames * light + rng.normal(0, 6, (4, 32, 32, 3))).clip(0, 255).astype(np.uint8)
+    for name, settings in TUNABLE.items():
+        found = {setting: score(frames) for setting, score in settings.items()}
+        assert len({str(scores.round(9).tolist()) for scores in found.values()}) > len(found) // 2
+        first = 1 + (name == "second difference")
+        assert all((scores[:first] == 0).all() for scores in found.values())
 
 
 def test_chance():

@@ -18,6 +18,7 @@ from surprise.localisation import (
     released_iou,
     released_truth,
     spearman,
+    step_auroc,
     word_vectors,
 )
 
@@ -75,6 +76,23 @@ def test_auroc_counts_pairs():
     scores, truth = rng.integers(0, 9, 60), rng.random(60) < 0.3
     pairs = [(a > b) + (a == b) / 2 for a in scores[truth] for b in scores[~truth]]
     assert auroc(scores, truth) == pytest.approx(np.mean(pairs))
+
+
+def test_auroc_of_many_videos_draws_videos():
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(3, 9, 40)
+    truths = [np.arange(n) == rng.integers(n) for n in lengths]
+    scores = [rng.integers(0, 6, n) + 2 * truth for n, truth in zip(lengths, truths, strict=True)]
+    found = step_auroc(scores, truths, rounds=300)
+    assert found.value == pytest.approx(auroc(np.concatenate(scores), np.concatenate(truths)))
+    assert found.low < found.value < found.high and found.n == 40
+    drawn = np.random.default_rng(0).integers(0, 40, (300, 40))  # the first draws of seed 0
+    chosen = [
+        auroc(np.concatenate([scores[i] for i in row]), np.concatenate([truths[i] for i in row]))
+        for row in drawn
+    ]
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(chosen, [2.5, 97.5])))
+    assert step_auroc(scores, [np.zeros(n, bool) for n in lengths]).n == 0
 
 
 def test_spearman():

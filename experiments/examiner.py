@@ -1,0 +1,48 @@
+"""A viewer for examinations: each of its videos is asked a question of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.viewer import State, Viewer
+from surprise.hypotheses import clean
+from surprise.trace import Sampling
+from vlm.patches import resize
+
+
+def greedy(count: int, max_tokens: int) -> Sampling:
+    """One answer for each of `count` contexts, the likeliest token at every place."""
+    ones = np.ones((count, 1), np.float32)
+    return Sampling(max_tokens, 0 * ones, ones, 0, np.zeros(ones.shape, np.uint32))
+
+
+class Examiner(Viewer):
+    """See `Viewer`."""
+
+    def show(
+        self,
+        video: str,
+        frames: np.ndarray,
+        seconds: np.ndarray,
+        views: Sequence[tuple[int, ...]],
+        *,
+        shown: int,
+    ) -> None:
+        """`add` for frames of any size, uint8 [K, height, width, 3], so many to a prompt."""
+        size = self.frame_size(*frames.shape[1:3], frames=shown)
+        if size != frames.shape[1:3]:
+            frames = np.stack([resize(frame, size) for frame in frames])
+        self.add(video, frames, seconds, views)
+
+    def answer(self, state: State, questions: Sequence[str], *, max_tokens: int) -> list[str]:
+        """The greedy answer to each context's own question, on one line."""
+        asked = [
+            row.extended(self._prompts.question(context, text))
+            for context, row, text in zip(
+                state.contexts, state.prompts, self._filled(questions), strict=True
+            )
+        ]
+        answers = self._answers(state, asked, greedy(len(questions), max_tokens))
+        return [clean(row[0].text) for row in answers[: state.count]]

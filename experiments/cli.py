@@ -12,6 +12,8 @@ from experiments.arguments import UsageError
 COMMANDS = {
     "demo": "render a few clips, score them, and show the report",
     "score": "videos in, one surprise trace per video out",
+    "evaluate": "when scores tell that something happened, beside every baseline",
+    "train": "train a model by a recipe, from scratch or from a checkpoint",
     "frames": "choose frames from traces for a budget",
     "bench": "measure beside peers, in one run: score, data, compile, load",
     "convert": "Hugging Face directory <-> Orbax checkpoint",

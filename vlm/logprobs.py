@@ -15,12 +15,13 @@ def token_logprobs(
     hidden: Float[Array, "*rows D"],
     targets: Int[Array, "*rows"],
     *,
+    temperature: float = 1.0,
     chunk: int = 1024,
 ) -> Float[Array, "*rows"]:
     """log p(target | hidden) in nats, float32; head and log-softmax on `chunk` rows at a time.
 
-    log p = z_target - logsumexp(z). Chunks are recomputed in the backward pass, so that peak memory
-    is [chunk, V] there as well.
+    log p = z_target - logsumexp(z), z being the logits over the temperature. Chunks are recomputed
+    in the backward pass, so that peak memory is [chunk, V] there as well.
     """
     shape, width = targets.shape, hidden.shape[-1]
     rows = targets.size
@@ -31,7 +32,7 @@ def token_logprobs(
 
     @jax.checkpoint
     def one(part):
-        z = logits(model, part[0])
+        z = logits(model, part[0]) / temperature
         chosen = jnp.take_along_axis(z, part[1][:, None], axis=1)[:, 0]
         return chosen - jax.nn.logsumexp(z, axis=1)
 
@@ -40,7 +41,13 @@ def token_logprobs(
 
 
 def continuation_logprobs(
-    model: Model, prefix: Cache, hidden: Float[Array, "B D"], rows: Tokens, *, chunk: int = 1024
+    model: Model,
+    prefix: Cache,
+    hidden: Float[Array, "B D"],
+    rows: Tokens,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 1024,
 ) -> Float[Array, "B N L"]:
     """log p(token | prefix, the row's tokens before it) of N continuations of each prefix, nats.
 
@@ -51,4 +58,5 @@ def continuation_logprobs(
     states, _ = run(model, rows, prefix=prefix)
     first = jnp.broadcast_to(hidden[:, None, None], (*states.shape[:2], 1, states.shape[-1]))
     states = jnp.concatenate([first, states[:, :, :-1]], axis=2)
-    return token_logprobs(model, states, jnp.asarray(rows.ids), chunk=chunk)
+    ids = jnp.asarray(rows.ids)
+    return token_logprobs(model, states, ids, temperature=temperature, chunk=chunk)

@@ -38,6 +38,9 @@ class Generation:
     tokens: Int[np.ndarray | Array, "B N L"]
     lengths: Int[np.ndarray | Array, "B N"]
     finished: Bool[np.ndarray | Array, "B N"]
+    logprobs: Float[np.ndarray | Array, "B N L"] | None = None
+    """Where asked for: of each token under the model's tempered distribution, before any of it is
+    cut off; 0 behind the end."""
 
 
 def choose(
@@ -125,6 +128,7 @@ def generate(
     max_tokens: int,
     stop_tokens: tuple[int, ...],
     allowed: Bool[Array, " V"] | None = None,
+    logprobs: bool = False,
 ) -> Generation:
     """Continues each of B prefixes N times; the prefix is shared by its N rows and never copied.
 
@@ -136,6 +140,7 @@ def generate(
       max_tokens: L.
       stop_tokens: a row ends with the first of these that it draws.
       allowed: tokens that may be drawn; None means all.
+      logprobs: returns each token's log-probability as well.
     """
     batch, rows = seeds.shape
     model, prefix = model.unstacked(), prefix.unstacked()
@@ -143,32 +148,47 @@ def generate(
     padding = stop_tokens[0] if stop_tokens else 0
 
     def pick(hidden, step):
-        z = logits(model, hidden)
+        z = every = logits(model, hidden)
         if allowed is not None:
             z = jnp.where(allowed.reshape((1,) * (z.ndim - 1) + (-1,)), z, -jnp.inf)
-        return choose(z, seeds, step, sampling).astype(jnp.int32)
+        token = choose(z, seeds, step, sampling).astype(jnp.int32)
+        return token, _logprob(every, token, sampling) if logprobs else None
 
     def ends(token):
         return jnp.any(token[..., None] == stop.reshape((1,) * token.ndim + (-1,)), axis=-1)
 
     def body(state):
-        step, token, done, tokens, own = state
+        step, token, done, tokens, told, own = state
         position = jnp.broadcast_to((start + step - 1)[None, :, None, None], (3, batch, rows, 1))
         chunk = Tokens(ids=token[..., None], positions=position, valid=~done[..., None])
         hidden, own = run(model, chunk, prefix=prefix, own=own, slot=step - 1)
-        token = jnp.where(done, padding, pick(hidden[:, :, 0], step))
+        token, logprob = pick(hidden[:, :, 0], step)
+        token = jnp.where(done, padding, token)
         tokens = tokens.at[:, :, step].set(token)
-        return step + 1, token, done | ends(token), tokens, own
+        if logprobs:
+            told = told.at[:, :, step].set(jnp.where(done, 0.0, logprob))
+        return step + 1, token, done | ends(token), tokens, told, own
 
     def running(state):
         return (state[0] < max_tokens) & ~jnp.all(state[2])
 
     shared = jnp.broadcast_to(hidden[:, None], (batch, rows, hidden.shape[-1]))
-    token = pick(shared, 0)
+    token, logprob = pick(shared, 0)
     tokens = jnp.full((batch, rows, max_tokens), padding, jnp.int32).at[:, :, 0].set(token)
+    told = jnp.zeros(tokens.shape).at[:, :, 0].set(logprob) if logprobs else None
     own = Cache.empty(model.config.text, batch, rows, max_tokens, model.dtype).unstacked()
-    state = (jnp.int32(1), token, ends(token), tokens, own)
-    _, _, done, tokens, _ = jax.lax.while_loop(running, body, state)
+    state = (jnp.int32(1), token, ends(token), tokens, told, own)
+    _, _, done, tokens, told, _ = jax.lax.while_loop(running, body, state)
     stopped = ends(tokens)
     first = jnp.argmax(stopped, axis=-1)
-    return Generation(tokens, jnp.where(done, first + 1, max_tokens), done)
+    return Generation(tokens, jnp.where(done, first + 1, max_tokens), done, told)
+
+
+def _logprob(
+    z: Float[Array, "*rows V"], token: Int[Array, "*rows"], sampling: Sampling
+) -> Float[Array, "*rows"]:
+    """log-softmax(z / temperature) of a token a row; a greedy row's temperature counts as 1."""
+    temperature = jnp.broadcast_to(sampling.temperature, token.shape)
+    z = z / jnp.where(temperature > 0, temperature, 1.0)[..., None]
+    chosen = jnp.take_along_axis(z, token[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(z, axis=-1)

@@ -1,0 +1,82 @@
+"""What all methods of group-relative RL share; `configs/METHOD.py` says what differs.
+
+Keys that TRL has bear TRL's names.
+"""
+
+from ml_collections import ConfigDict
+
+
+def base(arg: str) -> ConfigDict:
+    """GRPO on the toy world, at a size for two CPU cores: `:tiny`, the one mode there is."""
+    if arg not in ("", "tiny"):
+        raise ValueError(f"no mode {arg!r}; the one there is: tiny")
+    config = ConfigDict()
+    config.recipe = "rl"
+    config.model = "tiny"
+    config.seed = 0
+    config.steps = 100
+
+    # What is asked: one question about each of `batch` clips a step
+    config.batch = 8
+    config.toy = ConfigDict({"level": "full", "tasks": (), "routed": False})
+    config.frames = 16  # shown of a clip, evenly spaced; 0: all
+    config.system = "You are a careful observer of videos."
+    config.answer_by = "word"  # or letter
+    config.prompt_tokens = 224  # prompts are padded to this, or to the next larger bucket
+
+    # Data expansion, M views of each example (experiments/views.py)
+    config.views = "plain"
+    config.num_views = 2  # of `importance` and `reworded`
+    config.null_option = True  # of `counterfactual`: "None of the above" is offered
+    config.scorer = "change of difference deflickered"  # of `importance` (surprise.baselines)
+    config.coverage = "stratified"  # of `importance` (data.variants)
+    config.frame_temperature = 0.5
+    config.share_responses = False  # every view's prompt learns from the answers to all
+
+    # Sampling, G answers to each view
+    config.num_generations = 8
+    config.watched_generations = 1  # of views that only inform rewards
+    config.max_completion_length = 12
+    config.temperature = 1.0
+    config.top_p = 1.0
+    config.top_k = 0
+
+    # Rewards (experiments/rewards.py, or path/to/file.py:function) and who is compared with whom
+    config.rewards = ("accuracy",)
+    config.reward_weights = ()  # () is 1 each
+    config.reward_options = ConfigDict()  # by reward, its keywords
+    config.advantage = "group"
+    config.advantage_eps = 1e-4
+    config.judge = ConfigDict(
+        {"model": "", "url": "", "max_tokens": 16, "timeout": 60.0, "retries": 3, "workers": 8,
+         "cache": ""}
+    )  # fmt: skip
+
+    # The loss (experiments/rl.py)
+    config.loss_type = "grpo"
+    config.importance_sampling_level = "token"
+    config.epsilon = 0.2
+    config.epsilon_high = 0.0  # 0: as epsilon
+    config.delta = 0.0  # 0: none
+    config.beta = 0.0  # of the KL to the model at the start; 0 keeps no copy of it
+    config.mask_truncated_completions = False
+
+    # Updates
+    config.num_iterations = 1  # over the same rollouts
+    config.num_minibatches = 1
+    config.micro_batches = 1  # of an update, to save memory
+    config.learning_rate = 1e-4
+    config.muon_learning_rate = 0.0
+    config.ramp_steps = 5
+    config.decay_share = 0.0
+    config.weight_decay = 0.0
+    config.clip = 1.0
+
+    # Seeing and keeping
+    config.eval_every = 0  # steps; 0: never
+    config.eval_batches = 4
+    config.patience = 64  # groups in a row without signal, before an explanation
+    config.log_every = 1
+    config.save_every = 20
+    config.keep = 2
+    return config

@@ -1,0 +1,280 @@
+"""A method of group-relative RL: from rollouts to rewards, advantages and what an update learns.
+
+Methods differ in how they expand data (`views.py`), in what they reward (`rewards.py`) and in how
+they compare rewards (`ADVANTAGES`), each a key of the configuration. The rest is the same for all.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from experiments import rl, tasks
+from experiments.arguments import UsageError
+from experiments.judge import open_judge
+from experiments.mesh import Driver, single
+from experiments.rewards import Place, Rewards, rewarder
+from experiments.rollout import Answers, Rollouts
+from experiments.trajectories import Trajectories
+from experiments.views import EXPANSIONS
+from objectives import (
+    batch_zscore,
+    group_centred,
+    group_zscore,
+    hierarchical,
+    joint_zscore,
+    leave_one_out,
+    mixture,
+    normalise,
+    zero_signal_share,
+)
+from vlm import VLM, Model
+
+log = logging.getLogger(__name__)
+
+ADVANTAGES: dict[str, Callable[..., Any]] = {
+    "group": lambda r, valid, eps: group_zscore(r, valid, eps=eps),
+    "group_centred": lambda r, valid, eps: group_centred(r, valid),
+    "batch": lambda r, valid, eps: batch_zscore(r, valid, eps=eps),
+    "joint": lambda r, valid, eps: joint_zscore(r, valid, eps=eps),
+    "joint_centred": lambda r, valid, eps: normalise(r, valid, mean="joint", std=None),
+    "share": lambda r, valid, eps: joint_zscore(r, valid, eps=eps),  # and see `_own`
+    "leave_one_out": lambda r, valid, eps: leave_one_out(r, valid),
+    "mixture": lambda r, valid, eps: mixture(r, valid, eps=eps),
+    "hierarchical": lambda r, valid, eps: hierarchical(r, valid, eps=eps),
+}
+"""Who is compared with whom: (rewards [B, M, G], valid, eps) -> advantages [B, M, G]."""
+_JOINT = ("joint", "joint_centred", "share", "mixture", "hierarchical")
+
+
+class Method:
+    """What a configuration describes (see `configs/rl.py`), for one model. Raises UsageError.
+
+    What a training loop needs of it: `module`, the batch of `prompts` of a step, `loss`, and how
+    many `updates` a batch of rollouts makes, in how many `parts` each.
+    """
+
+    def __init__(self, found: VLM, config: dict[str, Any]):
+        self.config, self.objective = config, objective(config)
+        tasks.check(config)
+        self.module, self.trained = found.model, found.trained
+        self.loss = partial(rl.loss, objective=self.objective)
+        self.parts = config["micro_batches"]
+        self.updates = config["num_iterations"] * config["num_minibatches"]
+        self._collector = (Trajectories if config["views"] == "steps" else Answers)(found, config)
+        self.prompts = self._collector.prompts
+        self._rewarder = rewarder(config, open_judge(config["judge"]))
+        self._reference = None
+        if config["beta"]:  # a copy, as updates reuse the memory of what they replace
+            graph, params = nnx.split(found.model)
+            self._reference = single(nnx.merge(graph, jax.tree.map(jnp.copy, params)))
+        self._in_vain, self._clock = 0, time.monotonic()
+        self._validation: list[Any] = []
+
+    def sample(self, run: Driver, prompts: Any) -> Rollouts:
+        """What the policy that `run` holds makes of a batch of prompts."""
+        return self._collector.sample(run, prompts)
+
+    def reward(self, rollouts: Rollouts) -> Rewards:
+        """The rewards of every sample. Raises RewardError."""
+        return self._rewarder(rollouts.grid, rollouts.columns)
+
+    def advantages(self, rewards: Rewards) -> Float[np.ndarray, "B M G"]:
+        """What each sample was worth beside those that it is compared with."""
+        compare = ADVANTAGES[self.config["advantage"]]
+        return np.asarray(compare(*_filled(rewards), self.config["advantage_eps"]))
+
+    def batches(
+        self, run: Driver, rollouts: Rollouts, rewards: Rewards, advantages: np.ndarray
+    ) -> list[rl.Experience]:
+        """What one update after the other learns from.
+
+        Old log-probabilities are those of the policy as it was, by the graph that is trained.
+        """
+        config, samples, prompts = self.config, rollouts.samples, rollouts.prompts
+        mask = np.arange(samples.tokens.shape[-1]) < samples.lengths[..., None]
+        if config["mask_truncated_completions"]:
+            mask &= samples.finished[..., None]
+        groups = len(mask)
+        rows = advantages.reshape(groups, -1)[:, rollouts.owner]
+        if config["advantage"] == "share":
+            rows = rows + self._own(rollouts, rewards)
+        scored = (rl.logprobs, prompts, samples.tokens, mask)
+        how = {"temperature": self.objective.temperature}
+        behaviour = reference = None
+        if self.updates > 1:  # else the update's own are those of the policy that sampled
+            behaviour = run.fetch(run(*scored, **how))
+        if self._reference is not None:
+            reference = self._reference.fetch(self._reference(*scored, **how))
+        whole = rl.Experience(
+            prompts=prompts,
+            tokens=samples.tokens,
+            mask=mask,
+            advantages=rows.astype(np.float32),
+            sampler=samples.logprobs,
+            sequences=np.zeros(groups, np.float32),
+            count=np.zeros(groups, np.float32),
+            behaviour=behaviour,
+            reference=reference,
+        )
+        minibatches = [
+            self._minibatch(whole, number, rollouts.grid)
+            for number in range(config["num_minibatches"])
+        ]
+        return minibatches * config["num_iterations"]
+
+    def told(self, rollouts: Rollouts, rewards: Rewards) -> dict[str, float]:
+        """What to log of a batch of rollouts, under the names of TRL."""
+        samples, (total, valid) = rollouts.samples, _filled(rewards)
+        lengths, over = samples.lengths, self._over
+        said = lengths > 0
+        axes = (-2, -1) if over == "joint" else (-1,)
+        counted = np.where(valid, total, np.nan)
+        now = time.monotonic()
+        values = {**rollouts.metrics, **rewards.metrics, "step_time": now - self._clock}
+        self._clock = now
+        values |= {
+            "completions/mean_length": float(lengths[said].mean()),
+            "completions/min_length": float(lengths[said].min()),
+            "completions/max_length": float(lengths[said].max()),
+            "completions/clipped_ratio": float(1.0 - samples.finished[said].mean()),
+        }
+        if valid.any():
+            first = next(iter(rewards.parts.values()))
+            flat = float(zero_signal_share(total, valid, over=over))
+            spread = np.nanstd(counted, axis=axes, ddof=1) if valid.all() else np.nan
+            values |= {
+                "reward": float(np.nanmean(counted)),
+                "reward_std": float(np.mean(spread)),
+                "frac_reward_zero_std": flat,
+                "all_wrong": float(np.mean((first <= 0).all(axes))),
+                "all_correct": float(np.mean((first >= 1).all(axes))),
+            }
+            self._explain(flat, len(total))
+        return values
+
+    def model(self, module: Model) -> Model:
+        """What is exported of the module: all of it."""
+        return module
+
+    def evaluates(self, done: int) -> bool:
+        """Whether it is time to look at the validation split."""
+        every = self.config["eval_every"]
+        return bool(every) and done % every == 0
+
+    def evaluated(self, run: Driver) -> dict[str, float]:
+        """The policy's mean rewards on clips of the validation split, always the same ones.
+
+        By the same sampling as in training, and so by the same programs.
+        """
+        told: dict[str, list[float]] = {}
+        for number in range(self.config["eval_batches"]):
+            if number == len(self._validation):
+                self._validation.append(self.prompts(number, split="validation"))
+            rewards = self.reward(self.sample(run, self._validation[number]))
+            told.setdefault("eval/reward", []).append(float(np.nanmean(rewards.total)))
+            for name, value in rewards.metrics.items():
+                told.setdefault(f"eval/{name}", []).append(value)
+        return {name: float(np.mean(values)) for name, values in told.items()}
+
+    def show(self, run: Driver, prompts: Any, *, groups: int = 3) -> None:
+        """Logs what is said to a few prompts, and what each reward makes of it."""
+        rollouts = self.sample(run, prompts)
+        rewards = self.reward(rollouts)
+        columns, last = rollouts.columns, None
+        for i, (b, m, _) in enumerate(columns["place"]):
+            if b >= groups:
+                continue
+            if (b, m) != last:
+                wanted = columns["answer"][i]
+                log.info("\n%s\n  wanted: %s", columns["prompts"][i], wanted)
+                last = (b, m)
+            parts = ", ".join(
+                f"{name} {'-' if row[i] is None else format(row[i], '.2f')}"
+                for name, row in rewards.every.items()
+            )
+            log.info("  %r: %s", columns["completions"][i], parts)
+
+    @property
+    def _over(self) -> str:
+        return "joint" if self.config["advantage"] in _JOINT else "group"
+
+    def _own(self, rollouts: Rollouts, rewards: Rewards) -> np.ndarray:
+        """Share-GRPO's second comparison: within the view, for what was said to this very view."""
+        views, count = rewards.total.shape[1:]
+        own = np.asarray(group_zscore(*_filled(rewards), eps=self.config["advantage_eps"]))
+        here = rollouts.owner // count == np.arange(views)[:, None]
+        return np.where(here, own.reshape(len(own), -1)[:, rollouts.owner], 0.0)
+
+    def _minibatch(self, whole: rl.Experience, number: int, grid: Place) -> rl.Experience:
+        """A minibatch of groups, with the denominators of its loss."""
+        count = self.config["num_minibatches"]
+
+        def part(leaf: np.ndarray) -> np.ndarray:
+            size = len(leaf) // count
+            return leaf[number * size : (number + 1) * size]
+
+        share = jax.tree.map(part, whole)
+        # The rows of a trajectory are one action; else each row is a sequence.
+        action = self.objective.loss_type == "reinforce"
+        sequences = len(share.mask) * grid[1] * grid[2] if action else share.mask.any(-1).sum()
+        alike = np.ones(len(share.mask), np.float32)
+        return replace(share, sequences=alike * sequences, count=alike * share.mask.sum())
+
+    def _explain(self, flat: float, groups: int) -> None:
+        """Says why nothing is learned, after many groups in a row without signal."""
+        self._in_vain = self._in_vain + groups if flat == 1.0 else 0
+        if self._in_vain >= self.config["patience"]:
+            log.warning(
+                "the last %d groups had equal rewards each: they teach nothing, and a loss of 0 is "
+                "right. Is every answer wrong (all_wrong), or unreadable? See what "
+                "--dry-run shows of answers and rewards. Is every answer right (all_correct)? Ask "
+                "harder questions. Else raise num_generations or the temperature",
+                self._in_vain,
+            )
+            self._in_vain = 0
+
+
+def objective(config: dict[str, Any]) -> rl.Objective:
+    """The loss of a configuration, once its keys have been found to make sense; UsageError."""
+
+    def wrong(key: str, why: str) -> UsageError:
+        return UsageError(f"--config.{key} is {config[key]!r}; {why}")
+
+    for key, choices in (("views", (*EXPANSIONS, "steps")), ("advantage", tuple(ADVANTAGES))):
+        if config[key] not in choices:
+            raise wrong(key, f"choose from {', '.join(choices)}")
+    if config["num_generations"] < 2:
+        raise wrong("num_generations", "answers are compared with each other: at least 2")
+    for key in ("batch", "micro_batches", "num_minibatches", "num_iterations",
+                "max_completion_length", "watched_generations", "num_views"):  # fmt: skip
+        if config[key] < 1:
+            raise wrong(key, "it must be at least 1")
+    for key in ("temperature", "top_p"):
+        if not config[key] > 0:
+            raise wrong(key, "it must be positive")
+    shares = config["num_minibatches"] * config["micro_batches"]
+    if config["batch"] % shares:
+        raise wrong("batch", f"num_minibatches x micro_batches = {shares} must divide it")
+    if config["answer_by"] not in ("word", "letter"):
+        raise wrong("answer_by", "choose from word, letter")
+    own = {key: config[key] for key in rl.Objective.__annotations__ if key != "max_tokens"}
+    try:
+        return rl.Objective(max_tokens=config["max_completion_length"], **own)
+    except ValueError as error:
+        raise UsageError(f"--config.{error}") from None
+
+
+def _filled(rewards: Rewards) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards with 0 where there is none, float32, and where there is one."""
+    return np.nan_to_num(rewards.total).astype(np.float32), rewards.valid

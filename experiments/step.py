@@ -1,0 +1,161 @@
+"""One update of a model's parameters: gradient, clipping, optimizer; a pure function, jitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Int
+from optax.contrib import MuonDimensionNumbers, muon
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that an update changes."""
+
+    step: Int[np.ndarray | Array, ""]
+    params: Any
+    optimizer: Any
+
+
+def optimizer(config: dict[str, Any], steps: int) -> optax.GradientTransformation:
+    """Muon for matrices, AdamW for the rest (Jordan et al. 2024), after clipping by global norm.
+
+    `config`: learning_rate (AdamW), muon_learning_rate (0: AdamW for all), ramp_steps,
+    decay_share, weight_decay, clip. The rate rises over `ramp_steps`, stays, and falls in a line
+    to zero over the last `decay_share` of `steps`. Muon's updates are scaled to the root mean
+    square of Adam's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+    """
+    decay = int(steps * config["decay_share"])
+
+    def schedule(peak: float) -> optax.Schedule:
+        return optax.join_schedules(
+            [
+                optax.linear_schedule(0.0, peak, config["ramp_steps"]),
+                optax.constant_schedule(peak),
+                optax.linear_schedule(peak, 0.0, decay),
+            ],
+            [config["ramp_steps"], steps - decay],
+        )
+
+    adam = {"weight_decay": config["weight_decay"], "b2": 0.99}
+    rate = schedule(config["learning_rate"])
+    if config["muon_learning_rate"]:
+        rule = muon(
+            schedule(config["muon_learning_rate"]),
+            adam_b2=adam["b2"],
+            adam_weight_decay=adam["weight_decay"],
+            adam_learning_rate=rate,
+            weight_decay=config["weight_decay"],
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=_matrices,
+        )
+    else:
+        rule = optax.adamw(rate, **adam)
+    return optax.chain(optax.clip_by_global_norm(config["clip"]), rule)
+
+
+def _matrices(params: Any) -> Any:
+    """Which axes of each parameter Muon takes for a matrix; None: not one. A stack has several."""
+
+    def one(path, leaf):
+        name = jax.tree_util.keystr(path)
+        if "kernel" not in name or leaf.ndim < 2:
+            return None
+        return MuonDimensionNumbers(reduction_axis=leaf.ndim - 2, output_axis=leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def start(module: nnx.Module, rule: optax.GradientTransformation) -> tuple[Any, TrainState]:
+    """The module's graph, and the state before the first update."""
+    graph, params = nnx.split(module)
+    return graph, TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
+
+
+def cast(module: nnx.Module, dtype: str) -> nnx.Module:
+    """A copy with its parameters in another dtype."""
+    graph, params = nnx.split(module)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+
+
+def updater(
+    graph: Any, rule: optax.GradientTransformation, loss: Callable, parts: int = 1
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
+    """The jitted update of a state by a batch; `loss(modules, batch)` gives loss and metrics.
+
+    A step whose gradient is not finite changes nothing but the count, and `skipped` says so. The
+    old state's memory is reused.
+
+    parts: micro-batches, into which a batch is cut along the first axis of its arrays, so that the
+    activations of one exist at a time. Their losses and metrics must add up to the batch's; of a
+    metric whose name ends in /max the largest counts.
+    """
+
+    def update(state: TrainState, batch: Any):
+        def of(params, part):
+            return loss(nnx.merge(graph, params), part)
+
+        learn = jax.value_and_grad(of, has_aux=True)
+        if parts == 1:
+            (value, metrics), gradient = learn(state.params, batch)
+        else:
+            (value, metrics), gradient = _added(learn, state.params, batch, parts)
+        norm = optax.tree.norm(gradient)
+        changes, memory = rule.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, changes)
+        finite = jnp.isfinite(norm)
+
+        def kept(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        state = TrainState(
+            state.step + 1, kept(params, state.params), kept(memory, state.optimizer)
+        )
+        skipped = jnp.where(finite, 0.0, 1.0)
+        return state, metrics | {"loss": value, "grad_norm": norm, "skipped": skipped}
+
+    return jax.jit(update, donate_argnums=0)
+
+
+def _added(learn: Callable, params: Any, batch: Any, parts: int):
+    """Loss, metrics and gradient of a batch, a micro-batch at a time."""
+    leaves, structure = jax.tree.flatten(batch)
+    cut = [leaf.reshape(parts, -1, *leaf.shape[1:]) for leaf in leaves]
+
+    def one(total, part):
+        out, gradient = learn(params, structure.unflatten(part))
+        return jax.tree.map(jnp.add, total, gradient), out
+
+    gradient, (values, metrics) = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), cut)
+    metrics = {
+        name: jnp.max(each) if name.endswith("/max") else jnp.sum(each)
+        for name, each in metrics.items()
+    }
+    return (jnp.sum(values), metrics), gradient
+
+
+def memory(graph: Any, state: TrainState, loss: Callable, batch: Any, parts: int = 1) -> int:
+    """Bytes that an update holds, found without compiling it.
+
+    The state, its gradient and its successor's (where memory can't be reused, as in the midst of an
+    update), and what a micro-batch's forward pass keeps for the backward one.
+    """
+
+    def kept(params, part):
+        return jax.vjp(lambda params: loss(nnx.merge(graph, params), part)[0], params)[1]
+
+    part = jax.tree.map(lambda leaf: leaf[: len(leaf) // parts], batch)
+    saved = jax.eval_shape(kept, state.params, part)
+    return _bytes(state) + 2 * _bytes(state.params) + _bytes(saved)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

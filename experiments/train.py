@@ -1,0 +1,275 @@
+"""`saccade train`: one loop for every recipe; interrupted, it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.arguments import Parser, UsageError, plain
+
+if TYPE_CHECKING:
+    from experiments.method import Method
+    from experiments.step import TrainState
+    from vlm import VLM
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser(
+        "train",
+        "--config=FILE[:ARG] [--out=DIR] [--dry-run] [--config.KEY=VALUE ...]",
+        "Trains by a recipe; writes metrics.jsonl, checkpoints and, at the end, a model to --out.",
+    )
+    parser.add_config("sft.py:tiny")
+    parser.add_argument("--out", default="runs/train", help="folder of this run; it is taken up")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show answers to a few prompts and their rewards; train nothing",
+    )
+    found = parser.parse(argv)
+    return run(plain(found.config), Path(found.out), dry_run=found.dry_run)
+
+
+def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
+    """Trains to config["steps"] and exports the model; 0, or 1 where it had to stop before."""
+    from flax import nnx
+
+    import vlm
+    from experiments import step
+    from experiments.checkpoint import Checkpoints
+    from experiments.mesh import single
+    from experiments.rewards import RewardError
+
+    # 1. what is trained, and how
+    found, recipe = _recipe(config)
+    rule = step.optimizer(config, config["steps"] * recipe.updates)
+    graph, state = step.start(recipe.module, rule)
+    update = step.updater(graph, rule, recipe.loss, recipe.parts)
+    if dry_run:
+        recipe.show(single(recipe.module), recipe.prompts(0))
+        return 0
+    _open(out, config)
+    with Checkpoints(out / "checkpoints", keep=config["keep"]) as checkpoints, _told() as told:
+        # 2. where it stands
+        state = checkpoints.latest(state)
+        start = int(state.step) // recipe.updates
+        metrics = Metrics(out / "metrics.jsonl", start, config["steps"])
+        # 3. the loop
+        try:
+            for done, prompts in _stream(recipe.prompts, start, config["steps"]):
+                batches = experience(recipe, graph, state, prompts, metrics)
+                if done == start + 1 and not isinstance(recipe, Supervised):
+                    _check_memory(step.memory(graph, state, recipe.loss, batches[0], recipe.parts))
+                for batch in batches:
+                    state, values = update(state, batch)
+                    metrics.add(values)
+                last = done == config["steps"]
+                if recipe.evaluates(done):
+                    metrics.add(recipe.evaluated(single(nnx.merge(graph, state.params))))
+                if done % config["log_every"] == 0 or last or told:
+                    metrics.write(done)
+                if done % config["save_every"] == 0 or last or told:
+                    checkpoints.save(done, state)
+                if told and not last:
+                    log.info("stopped after step %d; the same command goes on from there", done)
+                    return 1
+        except RewardError as error:
+            done = int(state.step) // recipe.updates
+            checkpoints.save(done, state)
+            log.error("%s; step %d is kept, and the same command goes on from there", error, done)
+            return 1
+    # 4. what came of it
+    model = step.cast(recipe.model(nnx.merge(graph, state.params)), "bfloat16")
+    vlm.save(replace(found, model=model, trained=recipe.trained), out / "export")
+    log.info("the model is in %s", out / "export")
+    return 0
+
+
+def experience(
+    recipe: Supervised | Method, graph: Any, state: TrainState, prompts: Any, metrics: Metrics
+) -> list[Any]:
+    """Prompts -> the batches of the next updates; supervised ones are that already."""
+    from flax import nnx
+
+    from experiments.mesh import single
+
+    if isinstance(recipe, Supervised):
+        return [prompts]
+    policy = single(nnx.merge(graph, state.params))
+    rollouts = recipe.sample(policy, prompts)  # [B, M, G, L]
+    rewards = recipe.reward(rollouts)  # [B, M, G]
+    advantages = recipe.advantages(rewards)  # [B, M, G]
+    batches = recipe.batches(policy, rollouts, rewards, advantages)
+    metrics.add(recipe.told(rollouts, rewards))
+    return batches
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A recipe whose answers are known; `Method` is the recipe of all that earn rewards."""
+
+    module: Any
+    prompts: Callable[[int], Any]
+    loss: Callable
+    updates: int = 1
+    """Made of what one call of `prompts` gives."""
+    parts: int = 1
+    """Micro-batches of an update."""
+    trained: bool = True
+
+    def model(self, module: Any) -> Any:
+        """What is exported of the module."""
+        return module.model
+
+    def evaluates(self, done: int) -> bool:
+        """Never: `saccade evaluate` does."""
+        return False
+
+    def show(self, *_: Any) -> None:
+        """Raises UsageError: there is nothing to show."""
+        raise UsageError("--dry-run shows what a policy says; supervised training asks nothing")
+
+
+def _recipe(config: dict[str, Any]) -> tuple[VLM, Supervised | Method]:
+    """The model that is trained, and the recipe that a configuration names. Raises UsageError."""
+    from flax import nnx
+
+    import vlm
+
+    try:
+        if config["recipe"] == "sft":
+            from experiments import sft
+
+            found = vlm.load(config["model"], dtype="float32", seed=config["seed"])
+            pupil = sft.Pupil(found.model, rngs=nnx.Rngs(config["seed"]))
+            loss = partial(sft.loss, shares=config["shares"], unroll=config["unroll"])
+            return found, Supervised(pupil, sft.Teacher(found.processor, config), loss)
+        if config["recipe"] == "rl":
+            from experiments.method import Method
+
+            found = vlm.load(config["model"], dtype="float32")
+            return found, Method(found, config)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    raise UsageError(f"--config.recipe is {config['recipe']!r}; choose from sft, rl")
+
+
+def _check_memory(needed: int) -> None:
+    """Says what an update will hold; UsageError where the device is known to have less."""
+    import jax
+
+    log.info("an update holds about %.2f GB", needed / 1e9)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = stats.get("bytes_limit", needed)
+    if needed > limit:
+        raise UsageError(
+            f"an update would hold about {needed / 1e9:.1f} GB and the device has "
+            f"{limit / 1e9:.1f}: raise --config.micro_batches, or lower batch, num_generations or "
+            "frames"
+        )
+
+
+def _stream(make: Callable[[int], Any], start: int, stop: int) -> Iterator[tuple[int, Any]]:
+    """Batches start to stop - 1, each with the steps that are then done.
+
+    A thread makes them while the device works.
+    """
+    import grain
+
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    source = grain.MapDataset.range(start, stop).map(lambda number: make(int(number)))
+    yield from enumerate(source.to_iter_dataset(options), start + 1)
+
+
+@contextmanager
+def _told() -> Iterator[list[int]]:
+    """A list that is filled when the process is told to end, so that the loop can end well."""
+    told: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: told.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _open(out: Path, config: dict[str, Any]) -> None:
+    """Makes the folder, or checks that what is in it is a run of the same configuration."""
+    file = out / "config.json"
+    text = json.dumps(config, indent=2) + "\n"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        before = json.loads(file.read_text() if file.exists() else text)
+        config = json.loads(text)
+        if changed := sorted(key for key in config if before.get(key) != config[key]):
+            raise UsageError(
+                f"--out={out} holds a run of other settings ({', '.join(changed)}); "
+                "choose another folder, or remove this one"
+            )
+        file.write_text(text)
+    except OSError as error:
+        raise UsageError(f"--out={out}: {error.strerror or error}") from None
+
+
+_SHOWN = ("reward", "frac_reward_zero_std", "completions/mean_length", "kl", "eval/reward")
+
+
+class Metrics:
+    """`metrics.jsonl`: means over the steps since the last line; nan is what was not there."""
+
+    def __init__(self, path: Path, step: int, steps: int):
+        self._path, self._steps = path, steps
+        self._step, self._time = step, time.monotonic()
+        self._values: list[dict[str, Any]] = []
+        if step:
+            log.info("goes on from step %d", step)
+        # What was logged after the checkpoint is done again.
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept))
+
+    def add(self, values: dict[str, Any]) -> None:
+        """Notes what a step gave, as arrays on the device: nothing waits for them."""
+        self._values.append(values)
+
+    def write(self, step: int) -> None:
+        """Writes a line and says how far the run is; waits for the device."""
+        import jax
+
+        rows = jax.device_get(self._values)
+        means = {}
+        for name in dict.fromkeys(name for row in rows for name in row):
+            found = [float(row[name]) for row in rows if name in row and row[name] == row[name]]
+            if found:
+                means[name] = sum(found) / len(found)
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **means}) + "\n")
+        now = time.monotonic()
+        rate = (step - self._step) / (now - self._time)
+        self._step, self._time, self._values = step, now, []
+        told = "; ".join(
+            f"{name.removeprefix('cells/').removesuffix('/sure')} {value:.2f}"
+            for name, value in means.items()
+            if name in _SHOWN or name.startswith("cells/") or name.endswith("/sure")
+        )
+        if means.get("skipped"):
+            share = 100 * means["skipped"]
+            log.warning("%.0f %% of the updates had no finite gradient and changed nothing", share)
+        minutes = (self._steps - step) / rate / 60
+        log.info(
+            "[%d/%d] loss %.3f; %s; %.2f steps/s, %.0f min left",
+            step, self._steps, means["loss"], told, rate, minutes,
+        )  # fmt: skip

@@ -71,12 +71,12 @@ def interrupted(monkeypatch, model, method, out, *changes):
 
 REWARD = """
 seen = []
-def varied(prompts, completions, *, completion_ids, **columns):
+def varied(prompts, completions, *, completion_ids, place, **columns):
     seen.append(0)
     if len(seen) == {bad}:
         raise RuntimeError("out of paper")
-    sums = [sum(map(ord, text)) + sum(ids) for text, ids in zip(completions, completion_ids)]
-    return [value % 7 / 7 for value in sums]
+    rows = zip(completions, completion_ids, place)
+    return [(sum(map(ord, text)) + sum(ids) + 3 * at[2]) % 7 / 7 for text, ids, at in rows]
 def low(prompts, completions, *, completion_ids, **columns):
     return [sum(i < 400 for i in ids) / len(ids) for ids in completion_ids]
 """

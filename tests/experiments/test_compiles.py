@@ -43,14 +43,9 @@ def _score(viewer, name, rng, size, factor):
     viewer.drop(name)
 
 
-@pytest.mark.parametrize(
-    ("source", "videos"),
-    [
-        ("tiny", 8),
-        pytest.param("tiny", 50, marks=pytest.mark.slow),
-        pytest.param("tiny-qwen3", 50, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("videos", [50])
+@pytest.mark.parametrize("source", ["tiny", "tiny-qwen3"])
 def test_videos_of_any_length_size_and_orientation_share_programs(source, videos):
     model, rng = vlm.load(source, dtype="float32"), np.random.default_rng(0)
     driver = Noted(mesh.single(model.model))

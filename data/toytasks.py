@@ -67,10 +67,10 @@ def step_lesson(
 ) -> Lesson:
     """A lesson at one step of the scene, often one at which something odd happens.
 
-    The observation is the pair (t - 1, t). Of two claims the first is right and the second wrong,
-    both about one thing or both about all that happens. `balance` counts, over the lessons of a
-    batch, how often each predicate was right rather than wrong, so that no word gives the answer
-    away.
+    The observation is the pair (t - 1, t). The claims go by twos, a right one and a wrong one:
+    about all that happens and, where something can be told of one thing alone, about that.
+    `balance` counts, over the lessons of a batch, how often each predicate was right rather than
+    wrong, so that no word gives the answer away.
     """
     odd = sorted({t for row in actions(scene) for t in range(1, scene.steps) if is_odd(row[t])})
     at_event = bool(odd) and rng.random() < _EVENT_SHARE
@@ -81,11 +81,10 @@ def step_lesson(
         before = Ask("prior", "", stressed(truth))
     told = Ask("posterior" if rng.random() < 0.5 else "caption", "", stressed(truth))
     able = statements(scene, step)
-    if rng.random() < 0.5 and any(one.true for one in able):
-        claims = _claims(able, rng, balance)
-    else:
-        wrong = _wrong_description(scene, step, able, rng, balance)
-        claims = (_claim(truth, True), _claim(wrong, False))
+    wrong = _wrong_description(scene, step, able, rng, balance)
+    claims = (_claim(truth, True), _claim(wrong, False))
+    if any(one.true for one in able):
+        claims += _claims(able, rng, balance)
     start = max(0, step - window)
     return Lesson(tuple(range(start, step)), (step - 1, step), (before,), (told, *claims))
 

@@ -13,12 +13,12 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.recipe = "sft"
     config.model = _MODES[arg]  # the architecture; its weights are drawn by the seed
     config.seed = 0
-    config.steps = 5000
+    config.steps = 4000
     config.warmup_steps = 650  # of the tower alone, on dense labels
     config.easy_steps = 300  # after that, with one or two shapes only
     config.mix = ConfigDict({"step": 0.5, "clip": 0.35, "brief": 0.15})
     config.pairs = 192  # a batch of the warm-up, in temporal patches
-    config.windows = 32  # a batch of lessons at a step
+    config.windows = 24  # a batch of lessons at a step
     config.clips = 16  # a batch of lessons about a clip
     config.brief_frames = 8
     config.answer_tokens = 32
@@ -28,7 +28,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         {
             "step": {"patches": 3, "window": 68 if stamped else 52,
                      "observation": 32 if stamped else 20,
-                     "before": 56, "before_rows": 1, "after": 44, "after_rows": 3},
+                     "before": 56, "before_rows": 1, "after": 48, "after_rows": 5},
             "clip": {"patches": 8, "window": 224 if stamped else 148,
                      "before": 56, "before_rows": 5},
             "brief": {"patches": 4, "window": 116 if stamped else 84,

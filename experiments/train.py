@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.arguments import Parser, UsageError, plain
+from experiments.outputs import take
 
 if TYPE_CHECKING:
     from experiments.method import Method
@@ -58,7 +59,7 @@ def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
     if dry_run:
         recipe.show(single(recipe.module), recipe.prompts(0))
         return 0
-    _open(out, config)
+    take(out, config)
     with Checkpoints(out / "checkpoints", keep=config["keep"]) as checkpoints, _told() as told:
         # 2. where it stands
         state = checkpoints.latest(state)
@@ -204,24 +205,6 @@ def _told() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _open(out: Path, config: dict[str, Any]) -> None:
-    """Makes the folder, or checks that what is in it is a run of the same configuration."""
-    file = out / "config.json"
-    text = json.dumps(config, indent=2) + "\n"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        before = json.loads(file.read_text() if file.exists() else text)
-        config = json.loads(text)
-        if changed := sorted(key for key in config if before.get(key) != config[key]):
-            raise UsageError(
-                f"--out={out} holds a run of other settings ({', '.join(changed)}); "
-                "choose another folder, or remove this one"
-            )
-        file.write_text(text)
-    except OSError as error:
-        raise UsageError(f"--out={out}: {error.strerror or error}") from None
 
 
 _SHOWN = ("reward", "frac_reward_zero_std", "completions/mean_length", "kl", "eval/reward")

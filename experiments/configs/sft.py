@@ -13,7 +13,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.recipe = "sft"
     config.model = _MODES[arg]  # the architecture; its weights are drawn by the seed
     config.seed = 0
-    config.steps = 4000
+    config.steps = 3700
     config.warmup_steps = 650  # of the tower alone, on dense labels
     config.easy_steps = 300  # after that, with one or two shapes only
     config.mix = ConfigDict({"step": 0.5, "clip": 0.35, "brief": 0.15})
@@ -37,7 +37,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     )  # fmt: skip
     config.shares = ConfigDict(
         {"predict": 0.5, "prior": 0.5, "posterior": 1.0, "caption": 1.0, "claim": 1.5,
-         "clip_caption": 1.0, "word": 1.0, "letter": 1.0}
+         "clip_caption": 1.0, "word": 1.0, "letter": 1.5}
     )  # fmt: skip
     config.unroll = True  # layers of the decoder in line: faster where they are few
     config.learning_rate = 2e-3

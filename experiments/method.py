@@ -148,7 +148,15 @@ class Method:
             "completions/min_length": float(lengths[said].min()),
             "completions/max_length": float(lengths[said].max()),
             "completions/clipped_ratio": float(1.0 - samples.finished[said].mean()),
+            "frames_per_video": float(np.mean([len(row) for row in rollouts.columns["frames"]])),
+            "tokens_per_prompt": float(rollouts.prompts.valid.sum(-1).mean()),
         }
+        if (ended := lengths[said & samples.finished]).size:
+            values |= {
+                "completions/mean_terminated_length": float(ended.mean()),
+                "completions/min_terminated_length": float(ended.min()),
+                "completions/max_terminated_length": float(ended.max()),
+            }
         if valid.any():
             first = next(iter(rewards.parts.values()))
             flat = float(zero_signal_share(total, valid, over=over))

@@ -61,18 +61,21 @@ class Method:
     """What a configuration describes (see `configs/rl.py`), for one model. Raises UsageError.
 
     What a training loop needs of it: `module`, the batch of `prompts` of a step, `loss`, and how
-    many `updates` a batch of rollouts makes, in how many `parts` each.
+    many `updates` a batch of rollouts makes, in how many `parts` each. `collector` makes rollouts
+    where it is given, in place of the one that the configuration names.
     """
 
-    def __init__(self, found: VLM, config: dict[str, Any]):
+    def __init__(self, found: VLM, config: dict[str, Any], collector: Any = None):
         self.config, self.objective = config, objective(config)
         tasks.check(config)
         self.module, self.trained = found.model, found.trained
         self.loss = partial(rl.loss, objective=self.objective)
         self.parts = config["micro_batches"]
         self.updates = config["num_iterations"] * config["num_minibatches"]
-        self._collector = (Trajectories if config["views"] == "steps" else Answers)(found, config)
-        self.prompts = self._collector.prompts
+        if collector is None:
+            collector = (Trajectories if config["views"] == "steps" else Answers)(found, config)
+        self._collector = collector
+        self.prompts = collector.prompts
         self._rewarder = rewarder(config, open_judge(config["judge"]))
         self._reference = None
         if config["beta"]:  # a copy, as updates reuse the memory of what they replace

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -134,6 +135,7 @@ def _own(name: str) -> Reward:
         raise UsageError(f"--config.rewards: no file {path}")
     spec = importlib.util.spec_from_file_location(f"rewards_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's own program

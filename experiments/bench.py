@@ -217,9 +217,23 @@ def _data(**values: Any) -> dict[str, Any]:
     return bench_data(**values)
 
 
+def _train_flags(parser: Parser) -> None:
+    from experiments.bench_score import add_flags
+    from experiments.bench_train import Options
+
+    add_flags(parser, Options)
+
+
+def _train(**values: Any) -> dict[str, Any]:
+    from experiments.bench_train import bench_train
+
+    return bench_train(**values)
+
+
 # What can be measured: the flags it takes, and the function that takes their values.
 BENCHES: dict[str, tuple[Callable[[Parser], None] | None, Callable[..., dict[str, Any]]]] = {
     "score": (_score_flags, _score),
+    "train": (_train_flags, _train),
     "data": (_data_flags, _data),
     "compile": (None, bench_compile),
     "load": (None, bench_load),

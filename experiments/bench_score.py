@@ -36,7 +36,8 @@ DRAWN = ("sample", "caption")
 SWEEPS = {"in_flight": (1, 2, 4, 8), "hypotheses": (1, 4, 8, 16)}
 
 
-def _option(default: Any, text: str) -> Any:
+def option(default: Any, text: str) -> Any:
+    """A field of options, and what --help says of it."""
     return field(default=default, metadata={"help": text})
 
 
@@ -44,20 +45,20 @@ def _option(default: Any, text: str) -> Any:
 class Options:
     """What is run, as the command line has it. Raises UsageError."""
 
-    model: str = _option("mini", "mini (35 M parameters), tiny, or a size that vlm.load knows")
-    dtype: str = _option("float32", "of the parameters: float32 or bfloat16")
-    videos: int = _option(4, "videos to score")
-    in_flight: int = _option(0, "videos that go through a step together; 0: all")
-    hypotheses: int = _option(8, "N, sampled and scored at each step")
-    tokens: int = _option(24, "of a hypothesis")
-    caption_tokens: int = _option(30, "of a caption")
-    steps: int = _option(8, "K, frames of a video; the first of them has nothing before it")
-    window: int = _option(4, "frames shown before each")
-    side: int = _option(224, "of a frame, in pixels")
-    only: str = _option("abcd", "what to run: a released pattern, b batched, c saccade, d floor")
-    repeats: int = _option(3, "of everything but a, which runs once; the least time counts")
-    profile: bool = _option(False, "say where saccade's time goes, phase by phase")
-    table: bool = _option(False, "throughput over videos in flight and over N as well")
+    model: str = option("mini", "mini (35 M parameters), tiny, or a size that vlm.load knows")
+    dtype: str = option("float32", "of the parameters: float32 or bfloat16")
+    videos: int = option(4, "videos to score")
+    in_flight: int = option(0, "videos that go through a step together; 0: all")
+    hypotheses: int = option(8, "N, sampled and scored at each step")
+    tokens: int = option(24, "of a hypothesis")
+    caption_tokens: int = option(30, "of a caption")
+    steps: int = option(8, "K, frames of a video; the first of them has nothing before it")
+    window: int = option(4, "frames shown before each")
+    side: int = option(224, "of a frame, in pixels")
+    only: str = option("abcd", "what to run: a released pattern, b batched, c saccade, d floor")
+    repeats: int = option(3, "of everything but a, which runs once; the least time counts")
+    profile: bool = option(False, "say where saccade's time goes, phase by phase")
+    table: bool = option(False, "throughput over videos in flight and over N as well")
 
     def __post_init__(self):
         for name, least in {"videos": 1, "in_flight": 0, "hypotheses": 1, "tokens": 2,
@@ -88,9 +89,9 @@ class Options:
         )
 
 
-def add_flags(parser: Parser) -> None:
-    """A flag for each field of `Options`."""
-    for entry in fields(Options):
+def add_flags(parser: Parser, options: type = Options) -> None:
+    """A flag for each field of a class of options."""
+    for entry in fields(options):
         name = f"--{entry.name.replace('_', '-')}"
         if isinstance(entry.default, bool):
             parser.add_argument(name, action="store_true", **entry.metadata)

@@ -15,7 +15,7 @@ COMMANDS = {
     "evaluate": "when scores tell that something happened, beside every baseline",
     "train": "train a model by a recipe, from scratch or from a checkpoint",
     "frames": "choose frames from traces for a budget",
-    "bench": "measure beside peers, in one run: score, data, compile, load",
+    "bench": "measure beside peers, in one run: score, train, data, compile, load",
     "convert": "Hugging Face directory <-> Orbax checkpoint",
     "validate": "what is missing or broken in a dataset, before a long run",
     "toy": "render the toy world as mp4 files, with questions and times of events",

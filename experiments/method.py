@@ -61,18 +61,21 @@ class Method:
     """What a configuration describes (see `configs/rl.py`), for one model. Raises UsageError.
 
     What a training loop needs of it: `module`, the batch of `prompts` of a step, `loss`, and how
-    many `updates` a batch of rollouts makes, in how many `parts` each.
+    many `updates` a batch of rollouts makes, in how many `parts` each. `collector` makes rollouts
+    where it is given, in place of the one that the configuration names.
     """
 
-    def __init__(self, found: VLM, config: dict[str, Any]):
+    def __init__(self, found: VLM, config: dict[str, Any], collector: Any = None):
         self.config, self.objective = config, objective(config)
         tasks.check(config)
         self.module, self.trained = found.model, found.trained
         self.loss = partial(rl.loss, objective=self.objective)
         self.parts = config["micro_batches"]
         self.updates = config["num_iterations"] * config["num_minibatches"]
-        self._collector = (Trajectories if config["views"] == "steps" else Answers)(found, config)
-        self.prompts = self._collector.prompts
+        if collector is None:
+            collector = (Trajectories if config["views"] == "steps" else Answers)(found, config)
+        self._collector = collector
+        self.prompts = collector.prompts
         self._rewarder = rewarder(config, open_judge(config["judge"]))
         self._reference = None
         if config["beta"]:  # a copy, as updates reuse the memory of what they replace
@@ -148,7 +151,15 @@ class Method:
             "completions/min_length": float(lengths[said].min()),
             "completions/max_length": float(lengths[said].max()),
             "completions/clipped_ratio": float(1.0 - samples.finished[said].mean()),
+            "frames_per_video": float(np.mean([len(row) for row in rollouts.columns["frames"]])),
+            "tokens_per_prompt": float(rollouts.prompts.valid.sum(-1).mean()),
         }
+        if (ended := lengths[said & samples.finished]).size:
+            values |= {
+                "completions/mean_terminated_length": float(ended.mean()),
+                "completions/min_terminated_length": float(ended.min()),
+                "completions/max_terminated_length": float(ended.max()),
+            }
         if valid.any():
             first = next(iter(rewards.parts.values()))
             flat = float(zero_signal_share(total, valid, over=over))

@@ -7,8 +7,6 @@ page through `escape` here and through textContent there, never as markup.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -16,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from experiments.figure import Thumbnails, figure, frames_shown, seconds_of, uniform_frames
-from experiments.report_page import GLOSSARY, HEAD, SCRIPT, STYLE, TOOLS
+from experiments.report_page import GLOSSARY, SCRIPT, TOOLS, data_uri, head, settings_table
 
 __all__ = ["figure", "frames_shown", "html"]
 
@@ -56,8 +53,7 @@ def html(
         "thumbnails": pictures,
     }
     parts = [
-        HEAD,
-        f"<style>{STYLE}</style>\n</head>\n<body>\n",
+        head("saccade: what surprised the model"),
         _masthead(traces, failures, note),
         _videos(traces),
         _failures(failures),
@@ -90,17 +86,7 @@ def _pictures(trace: Mapping[str, Any], thumbnails: Thumbnails, most: int) -> di
     order = [*best[: max(most // 2, 1)], *(even.tolist() if steps else []), *best]
     wanted = dict.fromkeys([steps[i]["frame"] for i in order] + sorted(thumbnails))
     kept = [frame for frame in wanted if frame in thumbnails][:most]
-    return {str(frame): _data_uri(thumbnails[frame]) for frame in sorted(kept)}
-
-
-def _data_uri(pixels: UInt8[np.ndarray, "height width 3"]) -> str:
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=62, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {str(frame): data_uri(thumbnails[frame], PICTURE_SIDE) for frame in sorted(kept)}
 
 
 def _masthead(
@@ -188,24 +174,8 @@ def _settings(traces: Sequence[Mapping[str, Any]]) -> str:
         groups[text] = groups.get(text, 0) + 1
     tables = []
     for text, count in groups.items():
-        rows = "".join(
-            f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>'
-            for key, value in _flat(json.loads(text))
-        )
         of = f" · {count} of {len(traces)} videos" if len(groups) > 1 else ""
         tables.append(
-            f"<details><summary>Settings{of}</summary>"
-            f'<div class="scroll"><table class="settings"><tbody>{rows}</tbody></table></div>'
-            "</details>"
+            f"<details><summary>Settings{of}</summary>{settings_table(json.loads(text))}</details>"
         )
     return f'<section id="settings">{"".join(tables)}</section>\n' if tables else ""
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((prefix + key, value if isinstance(value, str) else json.dumps(value)))
-    return rows

@@ -1,6 +1,21 @@
-"""The fixed parts of report.html: head, style, the words on how to read it, and the script."""
+"""What the pages that we write share: head, style, pictures and settings as HTML.
 
-HEAD = """<!doctype html>
+And the fixed parts of a report on scores: the words on how to read it, and the script.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+_HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -8,8 +23,47 @@ HEAD = """<!doctype html>
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>saccade: what surprised the model</title>
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
 """
+
+
+def head(title: str, style: str = "") -> str:
+    """A page up to its body; `style` is CSS beside what all pages have."""
+    return _HEAD.format(title=escape(title), style=STYLE + style)
+
+
+def data_uri(pixels: UInt8[np.ndarray, "height width 3"], side: int) -> str:
+    """A picture of at most `side` pixels as the source of an image."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=62, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def settings_table(settings: Mapping[str, Any]) -> str:
+    """One row for each setting, those of nested ones with dots in their names."""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>'
+        for key, value in _flat(settings)
+    )
+    return f'<div class="scroll"><table class="settings"><tbody>{rows}</tbody></table></div>'
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((prefix + key, value if isinstance(value, str) else json.dumps(value)))
+    return rows
+
 
 TOOLS = (
     '<div class="tools"><input id="filter" type="search" placeholder="Filter by name" '

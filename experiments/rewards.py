@@ -2,8 +2,9 @@
 
 A reward is called as TRL calls one: `f(prompts, completions, **columns) -> list[float | None]`,
 None where it does not apply. The columns are lists as long as the completions: `completion_ids`,
-the fields of each view's Example (`answer` as it is to be said), `by` (word or letter) and `place`,
-(b, m, g) on the grid; views that are only watched come after the trained ones. `log_metric(name,
+the fields of each view's Example (`answer` as it is to be said), `by` (word or letter), `frames`,
+the numbers of those shown, and `place`, (b, m, g) on the grid; views that are only watched come
+after the trained ones. `log_metric(name,
 value)` adds a number to the step's metrics. All but `prompts` and `completions` are by keyword.
 """
 
@@ -13,6 +14,7 @@ import importlib
 import importlib.util
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -133,6 +135,7 @@ def _own(name: str) -> Reward:
         raise UsageError(f"--config.rewards: no file {path}")
     spec = importlib.util.spec_from_file_location(f"rewards_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's own program
@@ -276,9 +279,15 @@ def behaviour(
 ) -> list[float]:
     """CRPO: right on the video; on the altered one changed, or for static questions right.
 
-    View 0 is the video, view 1 the altered one. Logs the share of the null option in each.
+    View 0 is the video, view 1 the altered one. Logs the share of the null option in each; of
+    dynamic questions p_acc, how often the answer to the one is right and to the other changed; of
+    static ones agreement, how often the answer to the other is right.
     """
-    right, behaved, said = _branches(completions, answer, options, by, route, place)
+    right, behaved, dynamic, said = _branches(completions, answer, options, by, route, place)
+    if dynamic.any():
+        log_metric("p_acc", (right.mean(1) * behaved.mean(1))[dynamic].mean())
+    if not dynamic.all():
+        log_metric("agreement", behaved[~dynamic].mean())
     for view, name in enumerate(("original", "counterfactual")):
         null = [text == NULL_OPTION for text, at in zip(said, place, strict=True) if at[1] == view]
         log_metric(f"null_rate/{name}", np.mean(null))
@@ -289,12 +298,13 @@ def relation(
     prompts, completions, *, answer, options, by, route, place, pairing="mean", gated=True, **_
 ) -> list[float]:
     """CRPO's R_CRR: credit for what the other branch did, gated on one's own."""
-    right, behaved, _ = _branches(completions, answer, options, by, route, place)
+    right, behaved, _, _ = _branches(completions, answer, options, by, route, place)
     return _listed(np.stack(crr_terms(right, behaved, pairing=pairing, gated=gated), 1), place)
 
 
 def _branches(completions, answer, options, by, route, place):
-    """c [B, G], b [B, G], and the text of the option that each completion names, or None."""
+    """c [B, G], b [B, G], whether a question is dynamic [B], and the text of the option that each
+    completion names, or None."""
     letters = [chosen(*row) for row in zip(completions, options, by, strict=True)]
     said = [
         own["ABCDEFGHIJKLMNOPQRSTUVWXYZ".index(letter)] if how == "letter" and letter else letter
@@ -304,7 +314,7 @@ def _branches(completions, answer, options, by, route, place):
     valid = _grid([named is not None for named in letters], place) > 0
     routes = {at[0]: own for at, own in zip(place, route, strict=True)}
     dynamic = np.array([routes[b] != "static" for b in range(len(routes))])
-    return right[:, 0], np.asarray(behaves(right[:, 1], valid[:, 1], dynamic)), said
+    return right[:, 0], np.asarray(behaves(right[:, 1], valid[:, 1], dynamic)), dynamic, said
 
 
 def temporal(prompts, completions, *, place, bonus=0.3, ratio=0.8, **columns) -> list[float | None]:

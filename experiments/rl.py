@@ -41,8 +41,8 @@ from vlm.text import Cache
 class Prompts:
     """B groups of M prompts about the same F temporal patches."""
 
-    frames: Frames
-    """[B x F, ...], those of a group behind one another."""
+    frames: Frames | None
+    """[B x F, ...], those of a group behind one another; None: prompts are text alone."""
     ids: Int[np.ndarray | Array, "B M T"]
     positions: Int[np.ndarray | Array, "B M 3 T"]
     valid: Bool[np.ndarray | Array, "B M T"]
@@ -135,11 +135,13 @@ class Objective:
 def prefill(model: Model, prompts: Prompts) -> tuple[Float[Array, "P D"], Cache]:
     """Last hidden state and cache of each of P = B x M prompts."""
     groups = len(prompts.ids)
-    features = encode(model, prompts.frames)
-    first = jnp.arange(groups, dtype=jnp.int32)[:, None, None] * (len(features) // groups)
-    visual = jnp.where(prompts.visual >= 0, prompts.visual + first, -1)
+    features = visual = None
+    if prompts.frames is not None:
+        features = encode(model, prompts.frames)
+        first = jnp.arange(groups, dtype=jnp.int32)[:, None, None] * (len(features) // groups)
+        visual = _rows(jnp.where(prompts.visual >= 0, prompts.visual + first, -1))
     positions = jnp.moveaxis(jnp.asarray(prompts.positions), 2, 0)
-    ids, valid, visual = (_rows(part) for part in (prompts.ids, prompts.valid, visual))
+    ids, valid = _rows(prompts.ids), _rows(prompts.valid)
     tokens = Tokens(ids, positions.reshape(3, *ids.shape), valid, visual)
     hidden, cache = run(model, tokens, features)
     return last(hidden, valid)[:, 0], cache

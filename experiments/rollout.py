@@ -65,6 +65,8 @@ class Rollouts:
     """B, M, G of the samples that are rewarded."""
     columns: dict[str, list]
     """What rewards are called with (`experiments.rewards`)."""
+    views: tuple[tuple[Example, ...], ...]
+    """What place (b, m, g) is about: views[b][m]."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -210,7 +212,8 @@ class Answers:
         if config["share_responses"]:
             owner = np.broadcast_to(owner.reshape(1, -1), (trained, trained * count))
             samples = _shared(samples)
-        return Rollouts(batch.trained, samples, owner, (groups, trained, count), columns)
+        views = tuple(view.all for view in batch.views)
+        return Rollouts(batch.trained, samples, owner, (groups, trained, count), columns, views)
 
     def _composed(self, views: Sequence[Sequence[Example]]) -> rl.Prompts:
         system = self.config["system"]
@@ -260,6 +263,7 @@ class Answers:
                         "answer": answer,
                         "by": self.config["answer_by"],
                         "place": (b, first + m, g),
+                        "frames": numbers(view).tolist(),
                     }
                 )
             first += samples.lengths.shape[1]
@@ -274,6 +278,11 @@ class Answers:
 
 FIELDS = ("id", "video", "options", "task", "kind", "route", "caption", "pair", "extra")
 """Of an Example, beside its question and its answer: what rewards are told."""
+
+
+def numbers(example: Example) -> Int[np.ndarray, " F"]:
+    """Of its frames, in the file."""
+    return np.arange(len(example.frames)) if example.indices is None else example.indices
 
 
 def _shared(samples: rl.Samples) -> rl.Samples:

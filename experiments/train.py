@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ from experiments.arguments import Parser, UsageError, plain
 from experiments.outputs import take
 
 if TYPE_CHECKING:
+    from experiments.journal import Metrics
     from experiments.method import Method
     from experiments.step import TrainState
     from vlm import VLM
@@ -48,6 +47,7 @@ def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
     import vlm
     from experiments import step
     from experiments.checkpoint import Checkpoints
+    from experiments.journal import Metrics
     from experiments.mesh import single
     from experiments.rewards import RewardError
 
@@ -64,7 +64,7 @@ def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
         # 2. where it stands
         state = checkpoints.latest(state)
         start = int(state.step) // recipe.updates
-        metrics = Metrics(out / "metrics.jsonl", start, config["steps"])
+        metrics = Metrics(out, start, config)
         # 3. the loop
         try:
             for done, prompts in _stream(recipe.prompts, start, config["steps"]):
@@ -81,6 +81,7 @@ def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
                     metrics.write(done)
                 if done % config["save_every"] == 0 or last or told:
                     checkpoints.save(done, state)
+                    metrics.report(done)
                 if told and not last:
                     log.info("stopped after step %d; the same command goes on from there", done)
                     return 1
@@ -89,6 +90,8 @@ def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
             checkpoints.save(done, state)
             log.error("%s; step %d is kept, and the same command goes on from there", error, done)
             return 1
+        finally:
+            metrics.close()
     # 4. what came of it
     model = step.cast(recipe.model(nnx.merge(graph, state.params)), "bfloat16")
     vlm.save(replace(found, model=model, trained=recipe.trained), out / "export")
@@ -112,6 +115,7 @@ def experience(
     advantages = recipe.advantages(rewards)  # [B, M, G]
     batches = recipe.batches(policy, rollouts, rewards, advantages)
     metrics.add(recipe.told(rollouts, rewards))
+    metrics.record(rollouts, rewards, advantages)
     return batches
 
 
@@ -205,54 +209,3 @@ def _told() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-_SHOWN = ("reward", "frac_reward_zero_std", "completions/mean_length", "kl", "eval/reward")
-
-
-class Metrics:
-    """`metrics.jsonl`: means over the steps since the last line; nan is what was not there."""
-
-    def __init__(self, path: Path, step: int, steps: int):
-        self._path, self._steps = path, steps
-        self._step, self._time = step, time.monotonic()
-        self._values: list[dict[str, Any]] = []
-        if step:
-            log.info("goes on from step %d", step)
-        # What was logged after the checkpoint is done again.
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept))
-
-    def add(self, values: dict[str, Any]) -> None:
-        """Notes what a step gave, as arrays on the device: nothing waits for them."""
-        self._values.append(values)
-
-    def write(self, step: int) -> None:
-        """Writes a line and says how far the run is; waits for the device."""
-        import jax
-
-        rows = jax.device_get(self._values)
-        means = {}
-        for name in dict.fromkeys(name for row in rows for name in row):
-            found = [float(row[name]) for row in rows if name in row and row[name] == row[name]]
-            if found:
-                means[name] = sum(found) / len(found)
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **means}) + "\n")
-        now = time.monotonic()
-        rate = (step - self._step) / (now - self._time)
-        self._step, self._time, self._values = step, now, []
-        told = "; ".join(
-            f"{name.removeprefix('cells/').removesuffix('/sure')} {value:.2f}"
-            for name, value in means.items()
-            if name in _SHOWN or name.startswith("cells/") or name.endswith("/sure")
-        )
-        if means.get("skipped"):
-            share = 100 * means["skipped"]
-            log.warning("%.0f %% of the updates had no finite gradient and changed nothing", share)
-        minutes = (self._steps - step) / rate / 60
-        log.info(
-            "[%d/%d] loss %.3f; %s; %.2f steps/s, %.0f min left",
-            step, self._steps, means["loss"], told, rate, minutes,
-        )  # fmt: skip

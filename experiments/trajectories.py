@@ -22,7 +22,7 @@ from experiments.arguments import UsageError
 from experiments.mesh import Driver
 from experiments.prompts import Composer
 from experiments.rewards import RewardError
-from experiments.rollout import FIELDS, Asked, Rollouts, compose, fitted, sampled
+from experiments.rollout import FIELDS, Asked, Rollouts, compose, fitted, numbers, sampled
 from experiments.viewer import Viewer
 from experiments.views import evenly
 from surprise import Context, Episode, Sampling, Settings, SettingsError, select_frames, watch
@@ -97,6 +97,7 @@ class Trajectories:
             np.broadcast_to(owner, (samples.lengths.shape[1], count * each)),
             (groups, 1, count),
             _columns(examples, captions, chosen, count),
+            tuple((example,) for example in examples),
             self._told(parsed, scores, examples),
         )
 
@@ -262,7 +263,7 @@ def _columns(
         "prompts": [example.question for example in own],
         "completions": captions,
         "completion_ids": [[] for _ in places],
-        "frames": [chosen[b][g].tolist() for b, _, g in places],
+        "frames": [numbers(examples[b])[chosen[b][g]].tolist() for b, _, g in places],
         "by": ["word"] * len(places),
         "place": places,
         **{name: [vars(example)[name] for example in own] for name in ("answer", *FIELDS)},

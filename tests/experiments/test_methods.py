@@ -6,6 +6,7 @@ import logging
 import jax
 import numpy as np
 import pupil
+import pyarrow.parquet
 import pytest
 
 from experiments import train
@@ -45,7 +46,7 @@ def read(out):
     """Lines of metrics by step, without times."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        line.pop("step_time")
+        assert line.pop("step_time") > 0 and line.pop("videos_per_hour") > 0
     return {line.pop("step"): line for line in lines}
 
 
@@ -103,6 +104,13 @@ def test_a_method_runs_and_resumes_bit_by_bit(tmp_path, monkeypatch, model, meth
     assert line["grad_norm"] > 0 and line["reward_std"] > 0
     names = {"loss", "reward", "frac_reward_zero_std", "entropy", "completions/mean_length"}
     assert names <= set(line)
+    kept = [pyarrow.parquet.read_table(tmp_path / part / "completions" / "00004.parquet")
+            for part in ("whole", "parts")]  # fmt: skip
+    assert kept[0].equals(kept[1])
+    trained = [row for row in kept[0].to_pylist() if row["advantage"] is not None]
+    assert np.mean([row["reward"] for row in trained]) == pytest.approx(line["reward"])
+    assert all(row["frames"] for row in kept[0].to_pylist())
+    assert "<h2>Rollouts</h2>" in (tmp_path / "whole" / "report.html").read_text()
 
 
 @pytest.mark.slow

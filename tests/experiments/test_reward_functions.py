@@ -71,6 +71,8 @@ def test_crpo_rewards_are_those_of_the_objectives():
     np.testing.assert_allclose(found.total, expected)
     assert found.metrics["null_rate/original"] == 0
     assert found.metrics["null_rate/counterfactual"] == 1 / 8
+    # Of 4 x 4 pairs of the dynamic group 2 x 2; of the static group's four altered videos 2.
+    assert found.metrics["p_acc"] == 4 / 16 and found.metrics["agreement"] == 2 / 4
 
 
 def test_t_grpo_pays_where_the_order_of_frames_matters():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ from experiments.arguments import UsageError
 CONFIG = "config.json"
 
 
-def take(folder: Path, settings: dict[str, Any]) -> None:
+def take(folder: Path, settings: dict[str, Any], *, free: Collection[str] = ()) -> None:
     """Makes a folder for results of these settings; its `config.json` tells them.
 
-    Raises UsageError where it holds results of others, or can't be written.
+    Raises UsageError where it holds results of others, but for the keys that are `free`, or can't
+    be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(settings, indent=2) + "\n"
-        check_same(folder, json.loads(text), settings)
+        check_same(folder, json.loads(text), settings.keys() - free)
         write(folder / CONFIG, text)
     except OSError as error:
         raise UsageError(f"--out={folder}: {error.strerror or error}") from None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.toyquestions import prompt, questions
+from data.toyquestions import answer_text, prompt, questions
 from data.toyscene import Scene, actions, expected
 from data.toywords import (
     ODD,
@@ -35,6 +35,7 @@ STRESS = 5.0
 """Weight of the words that tell what is odd, which are few, in the loss."""
 _EVENT_SHARE, _EVENT_PRIORS = 0.4, 0.05
 _ODD_FUTURES = 0.4
+_LOOKUPS = 0.3  # share of questions by letter that the text answers: how letters are read
 _SHOWN = 0.85  # share of brief clips whose few frames show the moment
 _ANSWERABLE = ("colour", "shape", "count", "brief_colour", "brief_shape", "brief_vanish",
                "brief_split")  # fmt: skip
@@ -229,7 +230,9 @@ def _questions(
     brief = [task for task in by_task if task.startswith("brief")]
     rest = [task for task in by_task if task not in brief]
     for task in [*brief, *rest][:number]:
-        by = "word" if rng.random() < 0.5 else "letter"
-        text, answer = prompt(by_task[task], by=by)
+        example, by = by_task[task], "word" if rng.random() < 0.5 else "letter"
+        if by == "letter" and rng.random() < _LOOKUPS:
+            example = example.replace(question=f"Which one is {answer_text(example)}?")
+        text, answer = prompt(example, by=by)
         asks.append(Ask(by, text, ((answer, 1.0),)))
     return tuple(asks)

@@ -122,7 +122,7 @@ def test_stressed_keeps_the_text_and_stresses_what_is_odd():
 
 def test_a_clip_lesson_asks_for_the_caption_and_for_different_things():
     clip = make(3, level="three")
-    first = set()
+    first, lookups = set(), 0
     for seed in range(12):
         lesson = clip_lesson(clip, np.random.default_rng(seed))
         first.add(lesson.window[0])
@@ -131,8 +131,15 @@ def test_a_clip_lesson_asks_for_the_caption_and_for_different_things():
         assert words(told) == caption(clip.scene) and len(asked) == 4
         assert len({ask.subject for ask in asked}) == 4
         texts = " ".join(example.question for example in questions(clip))
-        assert all(ask.subject.split("?")[0] in texts for ask in asked)
-    assert first == {0, 1}
+        for ask in asked:
+            question, _, options = ask.subject.partition("?")
+            if question.startswith("Which one is "):  # the text answers it
+                right = question.removeprefix("Which one is ")
+                assert ask.kind == "letter" and f"({words(ask)}) {right} " in options
+                lookups += 1
+            else:
+                assert question in texts
+    assert first == {0, 1} and 3 <= lookups <= 12
 
 
 def test_a_brief_lesson_mostly_shows_the_moment():

@@ -229,7 +229,7 @@ def _questions(
     brief = [task for task in by_task if task.startswith("brief")]
     rest = [task for task in by_task if task not in brief]
     for task in [*brief, *rest][:number]:
-        by = "word" if rng.random() < 0.6 else "letter"
+        by = "word" if rng.random() < 0.5 else "letter"
         text, answer = prompt(by_task[task], by=by)
         asks.append(Ask(by, text, ((answer, 1.0),)))
     return tuple(asks)

@@ -266,7 +266,7 @@ def _clips(folder: Path) -> list[str]:
     """Files of a mottled picture that a camera pans over, with a square that crosses it."""
     from PIL import Image
 
-    from data.shapes import write_mp4
+    from data.mp4 import write_mp4
 
     paths = []
     for number in range(CLIPS):
@@ -293,13 +293,12 @@ def _clips(folder: Path) -> list[str]:
 
 def _memory(folder: Path, workers: int) -> dict[str, float]:
     """Resident MB of the pipeline's process and its workers, what they share counted once."""
-    from data.shapes import render, write_mp4
+    from data.mp4 import write_mp4
+    from data.toyworld import make
 
-    paths = []
-    for name in ("vanish", "jump", "calm"):
-        clip = render(name)
-        paths.append(str(folder / f"{name}.mp4"))
-        write_mp4(paths[-1], clip.frames, clip.fps)
+    paths = [str(folder / f"small_{number}.mp4") for number in range(3)]
+    for number, path in enumerate(paths):
+        write_mp4(path, make(number).frames.repeat(4, 0), 12)
     figures = {}
     for suffix, count in (("", workers), ("_one_process", 0)):
         job = {"videos": paths, "frames": 4, "workers": count, "reads": 1000}

@@ -240,11 +240,11 @@ class Ours:
             "rewards": [f"{__file__}:{even.__name__}"],
         }
         self.texts = Texts(found, config, texts)
-        self.recipe = Method(found, config, self.texts)
+        self.recipe = Method(found, config, collector=self.texts)
         rule = step.optimizer(config, config["steps"])
-        self.graph, state = step.start(found.model, rule)
+        self.assembly, state = step.start(found.model, rule)
         self._state = copied(state)  # an update reuses the memory of what it replaces
-        self._update = step.updater(self.graph, rule, self.recipe.loss)
+        self._update = step.updater(self.assembly, rule, self.recipe.loss)
         self._metrics, self._number = Metrics(folder, 0, config), 0
         self._completion = options.completion
 
@@ -254,7 +254,7 @@ class Ours:
 
         prompts = self.recipe.prompts(self._number)
         self._number += 1
-        batches = train.experience(self.recipe, self.graph, self._state, prompts, self._metrics)
+        batches = train.experience(self.recipe, self.assembly, self._state, prompts, self._metrics)
         for batch in batches:
             self._state, values = self._update(self._state, batch)
             self._metrics.add(values)
@@ -265,27 +265,25 @@ class Ours:
     def learned(self, ids: np.ndarray) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
         """Advantages, loss, and gradient by its names on the hub, for given completions."""
         import jax
-        from flax import nnx
         from safetensors.numpy import load_file
 
-        from experiments.mesh import single
         from vlm.weights import save_weights
 
         grid = ids.shape[:-1]
         full = np.full(grid, ids.shape[-1])
         samples = rl.Samples(ids, full, full > 0, np.zeros(ids.shape, np.float32))
-        policy = single(nnx.merge(self.graph, self._state.params))
+        policy = self.assembly.driver(self._state.params)
         rollouts = self.texts.rollouts(samples)
         rewards = self.recipe.reward(rollouts)
         advantages = self.recipe.advantages(rewards)
         (batch,) = self.recipe.batches(policy, rollouts, rewards, advantages)
 
         def loss(params):
-            return self.recipe.loss(nnx.merge(self.graph, params), batch)[0]
+            return self.recipe.loss(self.assembly.module(params), batch)[0]
 
         value, gradient = jax.jit(jax.value_and_grad(loss))(self._state.params)
         with TemporaryDirectory() as folder:
-            save_weights(nnx.merge(self.graph, gradient), folder)
+            save_weights(self.assembly.module(gradient), folder)
             [file] = Path(folder).glob("*.safetensors")
             named = load_file(file)
         return advantages, float(value), named

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +48,24 @@ def _pure(state: nnx.State) -> dict:
 
 
 class Checkpoints:
-    """The checkpoints of a training run, written while it goes on; the last `keep` stay."""
+    """The checkpoints of a training run, written while it goes on; the last `keep` stay.
 
-    def __init__(self, directory: Path, *, keep: int):
+    So does the one at which an evaluation has found the highest figure of the name `best`.
+    """
+
+    def __init__(self, directory: Path, *, keep: int, best: str = ""):
         import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._best = best
+        kept: dict[str, Any] = {"max_to_keep": keep}
+        if best:
+            highest = BestN(get_metric_fn=self._figure, n=1, keep_checkpoints_without_metrics=False)
+            kept = {
+                "best_fn": self._figure,
+                "preservation_policy": AnyPreservationPolicy([LatestN(keep), highest]),
+            }
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=True, **kept)
         self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
 
     def __enter__(self) -> Checkpoints:
@@ -60,19 +74,39 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._manager.close()  # after the one being written
 
-    def save(self, step: int, state: Any) -> None:
-        """Keeps a pytree of arrays, once a step; returns when they have been copied."""
+    def save(self, step: int, state: Any, figures: Mapping[str, float] | None = None) -> None:
+        """Keeps a pytree of arrays, once a step; returns when they have been copied.
+
+        figures: of an evaluation, if there was one.
+        """
         import orbax.checkpoint as ocp
 
         if step == self._manager.latest_step():
             return
-        self._manager.save(step, args=ocp.args.StandardSave(_flat(state)), force=True)
+        metrics = None
+        if self._best:
+            figure = (figures or {}).get(self._best, math.nan)
+            metrics = {self._best: figure} if math.isfinite(figure) else {}
+        args = ocp.args.StandardSave(_flat(state))
+        self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def latest(self, state: Any) -> Any:
         """The state kept last, shaped and placed as `state` is; `state` where none was kept."""
+        return self._restored(self._manager.latest_step(), state)
+
+    def best(self, state: Any) -> Any:
+        """The state with the highest figure; `state` where nobody asks for one."""
+        if not self._best:
+            return state
+        self._manager.wait_until_finished()
+        return self._restored(self._manager.best_step(), state)
+
+    def _figure(self, metrics: Mapping[str, float]) -> float:
+        return metrics.get(self._best, -math.inf)
+
+    def _restored(self, step: int | None, state: Any) -> Any:
         import orbax.checkpoint as ocp
 
-        step = self._manager.latest_step()
         if step is None:
             return state
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _flat(state))

@@ -1,4 +1,4 @@
-"""`saccade demo`: renders a few short clips to mp4 and scores them as it would any video."""
+"""`saccade demo`: the bundled model on clips of the world that it knows, from mp4 to report."""
 
 from __future__ import annotations
 
@@ -6,37 +6,30 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from data import shapes
-from experiments import score
-from experiments.arguments import Parser, UsageError, plain
-from experiments.configs.score import get_config
+from experiments import evaluate, score, toy
+from experiments.arguments import Parser, plain
+from experiments.configs.evaluate import get_config as evaluate_config
+from experiments.configs.score import get_config as score_config
 
 log = logging.getLogger(__name__)
 
+_CLIPS = 8
+_WORLD = {"seed": 1, "level": "full", "split": "test", "pairs": False}  # evaluation's has seed 0
+
 
 def main(argv: Sequence[str]) -> int:
-    parser = Parser("demo", "[--out=DIR]", "Renders clips, scores them and writes a report.")
+    parser = Parser(
+        "demo", "[--out=DIR]", "Clips of the toy world, their surprise, and how often it is right."
+    )
     parser.add_argument("--out", default="demo", help="folder of clips and results")
     out = Path(parser.parse(argv).out)
-    clips = render(out / "clips")
-    config = get_config()
-    config.budget = 12  # of about 70 frames: few enough to see where they fall
-    status = score.run(clips, model="tiny", out=str(out), config=plain(config))
+    # 1. clips in which something odd may happen, as any mp4 files
+    status = toy.run(out / "clips", _CLIPS, _WORLD)
+    # 2. how far each frame moves the model's beliefs: traces, pictures, a report
+    videos = [str(out / "clips" / "*.mp4")]
+    status |= score.run(videos, model="tiny", out=str(out), config=plain(score_config("toy")))
+    # 3. how often surprise finds the event, beside every baseline, on other clips
+    config = plain(evaluate_config("demo"))
+    status |= evaluate.run("tiny", out / "evaluate", config, command="saccade demo")
     log.info("look at %s", out / "report.html")
     return status
-
-
-def render(folder: Path) -> list[str]:
-    """Writes the demo's clips as mp4 files and returns their paths."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out: {folder}: {error.strerror}") from None
-    paths = []
-    for name in shapes.CLIPS:
-        clip = shapes.render(name)
-        paths.append(str(folder / f"{name}.mp4"))
-        shapes.write_mp4(paths[-1], clip.frames, clip.fps)
-        for event in clip.events:
-            log.info("%s: %s at %.2f s", name, event.kind, event.seconds)
-    return paths

@@ -38,11 +38,5 @@ class Examiner(Viewer):
 
     def answer(self, state: State, questions: Sequence[str], *, max_tokens: int) -> list[str]:
         """The greedy answer to each context's own question, on one line."""
-        asked = [
-            row.extended(self._prompts.question(context, text))
-            for context, row, text in zip(
-                state.contexts, state.prompts, self._filled(questions), strict=True
-            )
-        ]
-        answers = self._answers(state, asked, greedy(len(questions), max_tokens))
-        return [clean(row[0].text) for row in answers[: state.count]]
+        answers = self.generate(state, questions, greedy(len(questions), max_tokens))
+        return [clean(row[0].text) for row in answers]

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.video import Decoder, VideoError
 from experiments.arguments import UsageError
+from experiments.outputs import check_same, write
 from experiments.sources import Source
 from surprise import Trace
 
@@ -50,9 +51,8 @@ class Folder:
             path.mkdir(parents=True, exist_ok=True)
             finished = set()
             for there in [whole, *(whole / _PARTS).glob("*")]:
-                before = there / "config.json"
-                if before.exists() and (done := _read_traces(there / "trace.jsonl")):
-                    _check_same(there, json.loads(before.read_text()), config, shaped_by)
+                if done := _read_traces(there / "trace.jsonl"):
+                    check_same(there, config, shaped_by)
                     finished |= done.keys()
             (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             (path / _FINISHED).unlink(missing_ok=True)
@@ -156,15 +156,6 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def _check_same(path: Path, before: dict, now: dict, keys: Sequence[str]) -> None:
-    changed = sorted(key for key in keys if before.get(key) != now.get(key))
-    if changed:
-        raise UsageError(
-            f"{path} holds results of other settings ({', '.join(changed)}); "
-            "choose another --out, or remove this one"
-        )
-
-
 def _read_traces(path: Path) -> dict[str, dict]:
     """Finished traces by id; a line that an interruption left unfinished is cut off."""
     if not path.exists():
@@ -182,10 +173,7 @@ def _read_lines(path: Path) -> list[dict]:
 
 
 def _replace(path: Path, records: Iterable[dict]) -> None:
-    """Writes all or nothing."""
-    fresh = path.with_suffix(".new")
-    fresh.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    fresh.replace(path)
+    write(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _append(path: Path, line: str) -> None:

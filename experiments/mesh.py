@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.arguments import UsageError
 from vlm.model import Model
 
 AXES = ("data", "fsdp", "tensor")
@@ -31,9 +32,15 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"\.(q|k|v|qkv|gate|up|fc1)\.kernel$", ("fsdp", "tensor")),
     (r"\.(q|k|v|qkv|gate|up|fc1)\.bias$", ("tensor",)),
     (r"\.(o|proj|down|fc2)\.kernel$", ("tensor", "fsdp")),
-    (r"^embed\.embedding$", ("tensor", "fsdp")),
-    (r"^head\.kernel$", ("fsdp", "tensor")),
+    (r"(^|\.)embed\.embedding$", ("tensor", "fsdp")),
+    (r"(^|\.)head\.kernel$", ("fsdp", "tensor")),
     (r"\.(scale|bias)$|patch_embed\.kernel$|positions\.embedding$", ()),
+    # Of a kernel's adapters a has its inputs and b its outputs (`experiments.assembly`).
+    (r"\.(q|k|v|gate|up)\.a$", ("fsdp", None)),
+    (r"\.(q|k|v|gate|up)\.b$", (None, "tensor")),
+    (r"\.(o|down)\.a$", ("tensor", None)),
+    (r"\.(o|down)\.b$", (None, "fsdp")),
+    (r"\.ns_coeffs$", ()),  # constants that Muon keeps with its state
 )
 
 
@@ -113,19 +120,12 @@ def sharded(model: Model, mesh: Mesh) -> Driver:
     """
     graph, params = nnx.split(model)
     place = placement(mesh)
-    params = jax.tree_util.tree_map_with_path(lambda path, leaf: place(_dotted(path), leaf), params)
-
-    def put(tree):
-        def one(path, leaf):
-            there = isinstance(leaf, jax.Array)
-            return leaf if there else jax.device_put(leaf, _batch_sharding(mesh, path, leaf))
-
-        return jax.tree_util.tree_map_with_path(one, tree)
+    params = jax.tree_util.tree_map_with_path(lambda path, leaf: place(dotted(path), leaf), params)
 
     def call(job, args, static):
-        return _jitted(graph, mesh, job, static)(params, *put(args))
+        return _jitted(graph, mesh, job, static)(params, *spread(args, mesh))
 
-    return Driver(mesh.shape["data"] * mesh.shape["fsdp"], put, jax.device_get, call)
+    return Driver(replicas(mesh), lambda tree: spread(tree, mesh), jax.device_get, call)
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,20 @@ def make_mesh(shape: Sequence[int]) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def read_mesh(shape: Sequence[Any]) -> Mesh | None:
+    """The mesh that `--config.mesh` asks for; None where it is one device. Raises UsageError."""
+    try:
+        sizes = tuple(int(size) for size in shape)
+    except ValueError:
+        raise UsageError(
+            f"--config.mesh is {','.join(map(str, shape))}; write it as 4,2,1"
+        ) from None
+    try:
+        return make_mesh(sizes) if sizes != (1, 1, 1) else None
+    except ValueError as error:
+        raise UsageError(f"--config.mesh: {error}") from None
+
+
 def placement(mesh: Mesh) -> Callable[[str, Any], jax.Array]:
     """(dotted path of a parameter, array) -> the array in its place, for `vlm.load`."""
 
@@ -158,6 +172,53 @@ def placement(mesh: Mesh) -> Callable[[str, Any], jax.Array]:
         return jax.device_put(array, NamedSharding(mesh, partition(path, array.shape, mesh)))
 
     return place
+
+
+def shardings(state: Any, mesh: Mesh) -> Any:
+    """Where each leaf of a training state belongs: by its path, whose end is a parameter's.
+
+    So what an optimizer keeps of a parameter is split as the parameter is; scalars are everywhere.
+    """
+
+    def one(path, leaf) -> NamedSharding:
+        rule = partition(dotted(path), leaf.shape, mesh) if leaf.ndim else P()
+        return NamedSharding(mesh, rule)
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+def spread(batch: Any, mesh: Mesh) -> Any:
+    """A batch of numpy arrays on the mesh: split over data and fsdp, along the axis of B.
+
+    An array whose side there is no multiple of those devices is copied to all of them. What is on
+    devices already stays as it is.
+    """
+
+    def one(path, leaf):
+        there = isinstance(leaf, jax.Array)
+        return leaf if there else jax.device_put(leaf, _batch_sharding(mesh, path, leaf))
+
+    return jax.tree_util.tree_map_with_path(one, batch)
+
+
+def spread_parts(parts: Any, mesh: Mesh) -> Any:
+    """Arrays [parts, B, ...] inside of a jitted function, every part of them spread by B."""
+
+    def one(leaf):
+        spec = _fitting((None, _BATCH, *[None] * (leaf.ndim - 2)), leaf.shape, mesh)
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map(one, parts)
+
+
+def replicas(mesh: Mesh | None) -> int:
+    """Over how many devices a batch is split."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def dotted(path) -> str:
+    """A parameter's path as `load_weights` spells it, without the `value` of its wrapper."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def partition(path: str, shape: Sequence[int], mesh: Mesh) -> P:
@@ -172,22 +233,29 @@ def partition(path: str, shape: Sequence[int], mesh: Mesh) -> P:
 
 
 def _fitting(axes: Sequence, shape: Sequence[int], mesh: Mesh) -> P:
-    """The axes whose devices divide the array's side."""
+    """The axes whose devices divide the array's side, spelled as XLA spells them in results."""
 
     def devices(axis) -> int:
         names = axis if isinstance(axis, tuple) else (axis,)
         return int(np.prod([mesh.shape[name] for name in names]))
 
-    fits = [axis and size % devices(axis) == 0 for axis, size in zip(axes, shape, strict=True)]
-    return P(*(axis if fit else None for axis, fit in zip(axes, fits, strict=True)))
+    kept = [
+        axis if axis and devices(axis) > 1 and size % devices(axis) == 0 else None
+        for axis, size in zip(axes, shape, strict=True)
+    ]
+    while kept and kept[-1] is None:
+        kept.pop()
+    return P(*kept)
 
 
 def _batch_sharding(mesh: Mesh, path, leaf) -> NamedSharding:
-    axes: list = [None] * leaf.ndim
-    axes[_batch_axis(path)] = _BATCH
+    shape = np.shape(leaf)  # () of a plain number
+    axes: list = [None] * len(shape)
+    if shape:
+        axes[_batch_axis(path)] = _BATCH
     if _name(path) in ("k", "v"):
         axes[3] = "tensor"  # the heads
-    return NamedSharding(mesh, _fitting(axes, leaf.shape, mesh))
+    return NamedSharding(mesh, _fitting(axes, shape, mesh))
 
 
 # One program a job, a structure and a set of static arguments, whoever asks.
@@ -232,8 +300,3 @@ def _name(path) -> str:
 
 def _batch_axis(path) -> int:
     return _BATCH_AXIS.get(_name(path), 0)
-
-
-def _dotted(path) -> str:
-    """A parameter's path as `load_weights` spells it, without the `value` of its wrapper."""
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")

@@ -14,15 +14,15 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from experiments import rl, tasks
 from experiments.arguments import UsageError
+from experiments.assembly import driver, untouched
 from experiments.judge import open_judge
-from experiments.mesh import Driver, single
+from experiments.mesh import Driver, replicas
 from experiments.rewards import Place, Rewards, rewarder
 from experiments.rollout import Answers, Rollouts
 from experiments.trajectories import Trajectories
@@ -65,11 +65,17 @@ class Method:
     where it is given, in place of the one that the configuration names.
     """
 
-    def __init__(self, found: VLM, config: dict[str, Any], collector: Any = None):
-        self.config, self.objective = config, objective(config)
+    def __init__(
+        self,
+        found: VLM,
+        config: dict[str, Any],
+        mesh: Mesh | None = None,
+        collector: Any = None,
+    ):
+        self.config, self.objective = config, objective(config, replicas(mesh))
         tasks.check(config)
         self.module, self.trained = found.model, found.trained
-        self.loss = partial(rl.loss, objective=self.objective)
+        self.loss = partial(rl.loss, objective=self.objective, remat=config["remat"])
         self.parts = config["micro_batches"]
         self.updates = config["num_iterations"] * config["num_minibatches"]
         if collector is None:
@@ -78,9 +84,11 @@ class Method:
         self.prompts = collector.prompts
         self._rewarder = rewarder(config, open_judge(config["judge"]))
         self._reference = None
-        if config["beta"]:  # a copy, as updates reuse the memory of what they replace
-            graph, params = nnx.split(found.model)
-            self._reference = single(nnx.merge(graph, jax.tree.map(jnp.copy, params)))
+        if config["beta"]:
+            self._reference = driver(untouched(found.model, config), mesh)
+        self.best = config["best"]
+        if self.best and not config["eval_every"]:
+            raise UsageError(f"--config.best is {self.best!r}; set eval_every, or it is never seen")
         self._in_vain, self._clock = 0, time.monotonic()
         self._validation: list[Any] = []
 
@@ -196,6 +204,9 @@ class Method:
             told.setdefault("eval/reward", []).append(float(np.nanmean(rewards.total)))
             for name, value in rewards.metrics.items():
                 told.setdefault(f"eval/{name}", []).append(value)
+        if self.best and self.best not in told:
+            names = ", ".join(told)
+            raise UsageError(f"--config.best is {self.best!r}; an evaluation finds {names}")
         return {name: float(np.mean(values)) for name, values in told.items()}
 
     def show(self, run: Driver, prompts: Any, *, groups: int = 3) -> None:
@@ -256,8 +267,11 @@ class Method:
             self._in_vain = 0
 
 
-def objective(config: dict[str, Any]) -> rl.Objective:
-    """The loss of a configuration, once its keys have been found to make sense; UsageError."""
+def objective(config: dict[str, Any], devices: int = 1) -> rl.Objective:
+    """The loss of a configuration, once its keys have been found to make sense; UsageError.
+
+    `devices` are those that a batch is split over.
+    """
 
     def wrong(key: str, why: str) -> UsageError:
         return UsageError(f"--config.{key} is {config[key]!r}; {why}")
@@ -277,6 +291,9 @@ def objective(config: dict[str, Any]) -> rl.Objective:
     shares = config["num_minibatches"] * config["micro_batches"]
     if config["batch"] % shares:
         raise wrong("batch", f"num_minibatches x micro_batches = {shares} must divide it")
+    if config["batch"] % (shares * devices):
+        raise wrong("batch", f"{shares * devices} must divide it, to split it over the mesh: "
+                    "num_minibatches x micro_batches x data x fsdp")  # fmt: skip
     if config["answer_by"] not in ("word", "letter"):
         raise wrong("answer_by", "choose from word, letter")
     own = {key: config[key] for key in rl.Objective.__annotations__ if key != "max_tokens"}

@@ -5,44 +5,46 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import ExitStack
 
 log = logging.getLogger(__name__)
 
 _TELL_SECONDS = 10.0
 
 
-class Progress:
-    """Counts what is done of `total`, with rate and time left; a context manager."""
+class Progress(ExitStack):
+    """Counts what is done of `total`, with rate and time left; a context manager.
 
-    def __init__(self, total: int, unit: str, *, about: str = ""):
+    `each`: off a terminal, a line for everything that is done rather than one now and then.
+    """
+
+    def __init__(self, total: int, unit: str, *, about: str = "", each: bool = False):
+        super().__init__()
         self._total, self._unit, self._about = total, unit, about
+        self._pause = 0.0 if each else _TELL_SECONDS
         self._done, self._bar = 0, None
         self._start = self._told = time.monotonic()
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
+            from tqdm.contrib.logging import logging_redirect_tqdm
 
-            self._bar = tqdm(total=self._total, unit=self._unit, desc=self._about or None)
+            self.enter_context(logging_redirect_tqdm())  # lines of the log above the bar
+            bar = tqdm(total=self._total, unit=self._unit, desc=self._about or None)
+            self._bar = self.enter_context(bar)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def add(self, count: int = 1) -> None:
-        """So many more are done."""
+    def add(self, count: int = 1, name: str = "") -> None:
+        """So many more are done, the last of which is `name`."""
         self._done += count
         if self._bar is not None:
             self._bar.update(count)
             return
         now = time.monotonic()
-        if now - self._told > _TELL_SECONDS:
-            rate = self._done / (now - self._start)
+        if now - self._told >= self._pause:
+            self._told, rate = now, self._done / max(now - self._start, 1e-9)
+            words = [self._about, f"[{self._done}/{self._total}]", name]
             left = (self._total - self._done) / rate
-            log.info(
-                "%s[%d/%d] %.1f %ss/s, %.0f s left",
-                f"{self._about} " * bool(self._about), self._done, self._total, rate, self._unit,
-                left,
-            )  # fmt: skip
-            self._told = now
+            told = " ".join(word for word in words if word)
+            log.info("%s, %.3g %ss/s, %.0f s left", told, rate, self._unit, left)

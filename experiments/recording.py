@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +20,8 @@ from flax import nnx
 
 from data.toyscene import FPS
 from data.toyworld import LEVELS, Clip, make
-from experiments.arguments import UsageError
 from experiments.examiner import Examiner, greedy
+from experiments.outputs import take, write
 from experiments.progress import Progress
 from surprise import Context, Prompts, Sampling, Settings
 from surprise.baselines import TUNABLE
@@ -154,20 +153,7 @@ class Shelf:
             "batch": examiner.batch,
             "zero_shot": [*ODD_QUESTIONS, ODD_CLAIM, MOMENT_QUESTION],
         }
-        file = folder / "settings.json"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if file.exists():
-                before = json.loads(file.read_text())
-                changed = sorted(name for name in key if before.get(name) != key[name])
-                if changed:
-                    raise UsageError(
-                        f"{folder} holds records of other settings ({', '.join(changed)}); "
-                        "choose another --out, or remove them"
-                    )
-            file.write_text(json.dumps(key, indent=2) + "\n")
-        except OSError as error:
-            raise UsageError(f"{folder}: {error.strerror or error}") from None
+        take(folder, key)
         return cls(folder, examiner, settings)
 
     def records(self, clips: ClipSet, settings: Settings) -> Records:
@@ -182,9 +168,7 @@ class Shelf:
                 if not file.exists():
                     group = record(self._examiner, settings, list(clips.clips(start, stop)))
                     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in group)
-                    fresh = file.with_suffix(".new")
-                    fresh.write_text(text, encoding="utf-8")
-                    os.replace(fresh, file)
+                    write(file, text)
                 lines += [json.loads(line) for line in file.read_text("utf-8").splitlines()]
                 progress.add(stop - start)
         return Records(lines)

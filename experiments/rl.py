@@ -132,18 +132,20 @@ class Objective:
 # Jobs: pure functions of a model and of arrays (see `experiments.mesh`).
 
 
-def prefill(model: Model, prompts: Prompts) -> tuple[Float[Array, "P D"], Cache]:
+def prefill(
+    model: Model, prompts: Prompts, *, remat: bool = False
+) -> tuple[Float[Array, "P D"], Cache]:
     """Last hidden state and cache of each of P = B x M prompts."""
     groups = len(prompts.ids)
     features = visual = None
     if prompts.frames is not None:
-        features = encode(model, prompts.frames)
+        features = encode(model, prompts.frames, remat=remat)
         first = jnp.arange(groups, dtype=jnp.int32)[:, None, None] * (len(features) // groups)
         visual = _rows(jnp.where(prompts.visual >= 0, prompts.visual + first, -1))
     positions = jnp.moveaxis(jnp.asarray(prompts.positions), 2, 0)
     ids, valid = _rows(prompts.ids), _rows(prompts.valid)
     tokens = Tokens(ids, positions.reshape(3, *ids.shape), valid, visual)
-    hidden, cache = run(model, tokens, features)
+    hidden, cache = run(model, tokens, features, remat=remat)
     return last(hidden, valid)[:, 0], cache
 
 
@@ -182,24 +184,26 @@ def logprobs(
     mask: Bool[np.ndarray | Array, "B M R L"],
     *,
     temperature: float = 1.0,
+    remat: bool = False,
 ) -> Float[Array, "B M R L"]:
     """log π(token) of R rows behind each prompt: the graph that is trained."""
-    hidden, cache = prefill(model, prompts)
+    hidden, cache = prefill(model, prompts, remat=remat)
     ids, valid = (jnp.asarray(part).reshape(-1, *part.shape[2:]) for part in (tokens, mask))
     positions = (
         prompts.start.reshape(-1, 1, 1) + jnp.arange(ids.shape[2], dtype=jnp.int32)[None, None]
     )
     rows = Tokens(ids, jnp.broadcast_to(positions, (3, *ids.shape)), valid)
-    logp = continuation_logprobs(model, cache, hidden, rows, temperature=temperature)
+    logp = continuation_logprobs(model, cache, hidden, rows, temperature=temperature, remat=remat)
     return logp.reshape(tokens.shape)
 
 
 def loss(
-    model: Model, batch: Experience, *, objective: Objective
+    model: Model, batch: Experience, *, objective: Objective, remat: bool = False
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The policy loss of a batch and what to log of it, or a micro-batch's share of both.
 
     reduce(-A ρ, clipped) + beta · reduce(KL). Shares add up; of names in /max the largest counts.
+    With `remat` the backward pass recomputes activations, a layer at a time.
     """
     mask, advantages = batch.mask, batch.advantages
     sequences, count = (jnp.asarray(part)[0] for part in (batch.sequences, batch.count))
@@ -212,7 +216,8 @@ def loss(
         "dapo": over_tokens,
         "reinforce": partial(mean_of_sequence_sums, mask=mask, sequences=sequences),
     }[objective.loss_type]
-    logp = logprobs(model, batch.prompts, batch.tokens, mask, temperature=objective.temperature)
+    how = {"temperature": objective.temperature, "remat": remat}
+    logp = logprobs(model, batch.prompts, batch.tokens, mask, **how)
     ratio = _RATIOS[objective.importance_sampling_level](logp, batch.behaviour, mask)
     clip = {"low": objective.epsilon, "high": objective.epsilon_high or objective.epsilon}
     if objective.loss_type == "reinforce":

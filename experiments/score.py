@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from data.video import Decoder, VideoError
 from experiments import folder as folders
@@ -17,12 +15,11 @@ from experiments import sources
 from experiments.arguments import Parser, plain
 from experiments.folder import UNTRAINED, Folder
 from experiments.options import Options
+from experiments.progress import Progress
 from surprise import Step, TooShortError, Trace, select
 
 if TYPE_CHECKING:
     from experiments.flow import Clip
-
-T = TypeVar("T", bound=tuple)
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +95,10 @@ def score(videos: Sequence[sources.Source], folder: Folder, options: Options, mo
     with (
         Decoder(timeout=options.timeout) as decoder,
         Ahead(videos, lambda video: read(video, decoder, settings, viewer.frame_size)) as clips,
+        Progress(len(videos), "video", each=True) as progress,
     ):
-        flow = Flow(viewer, settings)
-        for source, clip, done in _progress(flow.run(clips), len(videos)):
+        for source, clip, done in Flow(viewer, settings).run(clips):
+            progress.add(name=source.path)
             if isinstance(done, Exception):
                 folder.fail(source, _stage(done), str(done) or type(done).__name__)
                 log.debug("%s", source.path, exc_info=done)
@@ -152,21 +150,3 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def _progress(done: Iterator[T], total: int) -> Iterator[T]:
-    """The results one by one: a bar with rate and time left on a terminal, log lines elsewhere."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-        from tqdm.contrib.logging import logging_redirect_tqdm
-
-        with logging_redirect_tqdm():
-            yield from tqdm(done, total=total, unit="video")
-        return
-    start = time.monotonic()
-    for count, result in enumerate(done, 1):
-        took = time.monotonic() - start
-        log.info(
-            "[%d/%d] %s (%.0f s left)", count, total, result[0].path, took / count * (total - count)
-        )
-        yield result

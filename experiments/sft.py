@@ -279,25 +279,34 @@ Parts = dict[str, Float[Array, ""]]
 
 
 def loss(
-    pupil: Pupil, batch: Cells | Lessons, shares: dict[str, float], *, unroll: bool = False
+    pupil: Pupil,
+    batch: Cells | Lessons,
+    shares: dict[str, float],
+    *,
+    unroll: bool = False,
+    remat: bool = False,
 ) -> tuple[Float[Array, ""], Parts]:
     """The loss of a batch and its parts.
 
-    `shares` weighs the kinds of answers; `unroll` puts the decoder's layers in line.
+    `shares` weighs the kinds of answers; `unroll` puts the decoder's layers in line, unless `remat`
+    recomputes the activations of each in the backward pass.
     """
     if isinstance(batch, Cells):
-        return cells_loss(pupil, batch)
-    model = pupil.model.unstacked() if unroll else pupil.model
-    return lessons_loss(model, batch, shares)
+        return cells_loss(pupil, batch, remat=remat)
+    model = pupil.model.unstacked() if unroll and not remat else pupil.model
+    return lessons_loss(model, batch, shares, remat=remat)
 
 
-def cells_loss(pupil: Pupil, batch: Cells) -> tuple[Float[Array, ""], Parts]:
+def cells_loss(
+    pupil: Pupil, batch: Cells, *, remat: bool = False
+) -> tuple[Float[Array, ""], Parts]:
     """Cross-entropy of every cell's labels, nats; cells in which something is weigh one half.
 
     Parts: the share of those cells whose label is right.
     """
-    features = encode(pupil.model, batch.frames)[:, : pupil.model.config.vision.out]
-    scores = jnp.split(pupil.head(features), np.cumsum([*LABELS.values()])[:-1], axis=-1)
+    features = encode(pupil.model, batch.frames, remat=remat)
+    scores = pupil.head(features[:, : pupil.model.config.vision.out]).astype(jnp.float32)
+    scores = jnp.split(scores, np.cumsum([*LABELS.values()])[:-1], axis=-1)
     total, parts = jnp.zeros(()), {}
     for i, (name, z) in enumerate(zip(LABELS, scores, strict=True)):
         label = batch.labels[:, i]
@@ -311,22 +320,22 @@ def cells_loss(pupil: Pupil, batch: Cells) -> tuple[Float[Array, ""], Parts]:
 
 
 def lessons_loss(
-    model: Model, batch: Lessons, shares: dict[str, float]
+    model: Model, batch: Lessons, shares: dict[str, float], *, remat: bool = False
 ) -> tuple[Float[Array, ""], Parts]:
     """Cross-entropy of the answers: of each kind in nats a token, weighted and summed.
 
     Parts: KIND/nll, and KIND/sure, the share of tokens given a probability above 1/2; nan for a
     kind that the batch does not ask.
     """
-    features = encode(model, batch.frames)
-    _, cache = run(model, batch.window, features)
+    features = encode(model, batch.frames, remat=remat)
+    _, cache = run(model, batch.window, features, remat=remat)
     groups = [(batch.before, cache)]
     if batch.observation is not None:
-        _, more = run(model, batch.observation, features, prefix=cache)
+        _, more = run(model, batch.observation, features, prefix=cache, remat=remat)
         groups.append((batch.after, cache.append(more)))
     sums = jnp.zeros((3, len(KINDS)))  # of NLL, of what is sure, and of weights
     for asked, prefix in groups:
-        hidden, _ = run(model, asked.tokens, prefix=prefix)
+        hidden, _ = run(model, asked.tokens, prefix=prefix, remat=remat)
         states = jnp.take_along_axis(hidden, asked.places[..., None], axis=2)
         logp = token_logprobs(model, states, asked.targets)
         sure = (logp > np.log(0.5)).astype(logp.dtype)

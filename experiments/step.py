@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,8 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 from optax.contrib import MuonDimensionNumbers, muon
+
+from experiments.assembly import OFF, Assembly, assemble
+from experiments.mesh import replicas, shardings, spread, spread_parts
 
 
 @jax.tree_util.register_dataclass
@@ -22,7 +27,15 @@ class TrainState:
 
     step: Int[np.ndarray | Array, ""]
     params: Any
+    """What is trained (`experiments.assembly`), float32."""
     optimizer: Any
+    average: Any = None
+    """Of the parameters over the updates so far, where one is kept."""
+
+    @property
+    def result(self) -> Any:
+        """The parameters that are evaluated and exported."""
+        return self.params if self.average is None else self.average
 
 
 def optimizer(config: dict[str, Any], steps: int) -> optax.GradientTransformation:
@@ -74,10 +87,26 @@ def _matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def start(module: nnx.Module, rule: optax.GradientTransformation) -> tuple[Any, TrainState]:
-    """The module's graph, and the state before the first update."""
-    graph, params = nnx.split(module)
-    return graph, TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
+def start(
+    module: nnx.Module,
+    rule: optax.GradientTransformation,
+    config: dict[str, Any] = OFF,
+    mesh: Mesh | None = None,
+) -> tuple[Assembly, TrainState]:
+    """How the module is made of what is trained, and the state before the first update.
+
+    `config`: freeze_tower, lora_rank and lora_alpha, compute_dtype, ema_decay.
+    """
+    assembly, params = assemble(module, config, mesh)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=rule.init(params),
+        average=jax.tree.map(jnp.copy, params) if config["ema_decay"] else None,
+    )
+    if mesh is not None:
+        state = jax.device_put(state, shardings(state, mesh))
+    return assembly, state
 
 
 def cast(module: nnx.Module, dtype: str) -> nnx.Module:
@@ -87,48 +116,65 @@ def cast(module: nnx.Module, dtype: str) -> nnx.Module:
 
 
 def updater(
-    graph: Any, rule: optax.GradientTransformation, loss: Callable, parts: int = 1
+    assembly: Assembly,
+    rule: optax.GradientTransformation,
+    loss: Callable,
+    parts: int = 1,
+    decay: float = 0.0,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """The jitted update of a state by a batch; `loss(modules, batch)` gives loss and metrics.
+    """The jitted update of a state by a batch; `loss(module, batch)` gives loss and metrics.
 
     A step whose gradient is not finite changes nothing but the count, and `skipped` says so. The
-    old state's memory is reused.
+    old state's memory is reused. On a mesh, state and batch are spread over it, and the numbers are
+    those of one device.
 
     parts: micro-batches, into which a batch is cut along the first axis of its arrays, so that the
     activations of one exist at a time. Their losses and metrics must add up to the batch's; of a
     metric whose name ends in /max the largest counts.
+    decay: of the state's average, if it has one: average <- decay · average + (1 - decay) · params.
     """
+    mesh = assembly.mesh
 
-    def update(state: TrainState, batch: Any):
+    def update(state: TrainState, frozen: Any, batch: Any):
         def of(params, part):
-            return loss(nnx.merge(graph, params), part)
+            return loss(assembly.module(params, frozen), part)
 
         learn = jax.value_and_grad(of, has_aux=True)
         if parts == 1:
             (value, metrics), gradient = learn(state.params, batch)
         else:
-            (value, metrics), gradient = _added(learn, state.params, batch, parts)
+            (value, metrics), gradient = _added(learn, state.params, batch, parts, mesh)
         norm = optax.tree.norm(gradient)
         changes, memory = rule.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, changes)
-        finite = jnp.isfinite(norm)
-
-        def kept(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-
-        state = TrainState(
-            state.step + 1, kept(params, state.params), kept(memory, state.optimizer)
+        average = jax.tree.map(
+            lambda mean, new: decay * mean + (1 - decay) * new,
+            state.average,
+            None if state.average is None else params,
         )
+        new = replace(state, params=params, optimizer=memory, average=average)
+        finite = jnp.isfinite(norm)
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        state = replace(kept, step=state.step + 1)
+        if mesh is not None:
+            state = jax.lax.with_sharding_constraint(state, shardings(state, mesh))
         skipped = jnp.where(finite, 0.0, 1.0)
         return state, metrics | {"loss": value, "grad_norm": norm, "skipped": skipped}
 
-    return jax.jit(update, donate_argnums=0)
+    jitted = jax.jit(update, donate_argnums=0)
+
+    def run(state: TrainState, batch: Any):
+        return jitted(state, assembly.frozen, batch if mesh is None else spread(batch, mesh))
+
+    return run
 
 
-def _added(learn: Callable, params: Any, batch: Any, parts: int):
+def _added(learn: Callable, params: Any, batch: Any, parts: int, mesh: Mesh | None):
     """Loss, metrics and gradient of a batch, a micro-batch at a time."""
     leaves, structure = jax.tree.flatten(batch)
     cut = [leaf.reshape(parts, -1, *leaf.shape[1:]) for leaf in leaves]
+    if mesh is not None:
+        cut = spread_parts(cut, mesh)
 
     def one(total, part):
         out, gradient = learn(params, structure.unflatten(part))
@@ -142,20 +188,30 @@ def _added(learn: Callable, params: Any, batch: Any, parts: int):
     return (jnp.sum(values), metrics), gradient
 
 
-def memory(graph: Any, state: TrainState, loss: Callable, batch: Any, parts: int = 1) -> int:
-    """Bytes that an update holds, found without compiling it.
+def memory(
+    assembly: Assembly, state: TrainState, loss: Callable, batch: Any, parts: int = 1
+) -> int:
+    """Bytes that an update holds on a device, found without compiling it.
 
-    The state, its gradient and its successor's (where memory can't be reused, as in the midst of an
-    update), and what a micro-batch's forward pass keeps for the backward one.
+    What is frozen, the state, its gradient and its successor's (where memory can't be reused, as in
+    the midst of an update), and what a micro-batch's forward pass keeps for the backward one.
     """
 
-    def kept(params, part):
-        return jax.vjp(lambda params: loss(nnx.merge(graph, params), part)[0], params)[1]
+    def kept(params, frozen, part):
+        return jax.vjp(lambda params: loss(assembly.module(params, frozen), part)[0], params)[1]
 
     part = jax.tree.map(lambda leaf: leaf[: len(leaf) // parts], batch)
-    saved = jax.eval_shape(kept, state.params, part)
-    return _bytes(state) + 2 * _bytes(state.params) + _bytes(saved)
+    saved = jax.eval_shape(kept, state.params, assembly.frozen, part)
+    own = _bytes(assembly.frozen) + _bytes(state) + 2 * _bytes(state.params)
+    return own + _bytes(saved) // replicas(assembly.mesh)
 
 
 def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Of arrays, those on one device."""
+
+    def one(leaf) -> int:
+        spread_out = isinstance(leaf, jax.Array)
+        shape = leaf.sharding.shard_shape(leaf.shape) if spread_out else leaf.shape
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(map(one, jax.tree.leaves(tree)))

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.shapes import write_mp4
+from data.mp4 import write_mp4
 from data.toyquestions import pairs, questions
 from data.toyscene import FPS, Scene
 from data.toyworld import LEVELS, SPLITS, Clip, make, transformed
 from data.types import Example, Transform
 from experiments.arguments import Parser, UsageError
+from experiments.outputs import take, write
+from experiments.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ _COLUMNS = (
     *("video", "id", "question", "options", "answer", "task", "kind", "route", "caption"),
     *("events", "pair"),
 )
-_TELL_SECONDS = 10.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,25 +60,24 @@ def run(out: Path, number: int, settings: dict[str, Any]) -> int:
     lines: dict[str, list[Example]] = {"manifest": [], "pairs": []}
     annotations: dict[str, dict[str, Any]] = {}
     seed, with_pairs = settings["seed"], settings["pairs"]
+    take(out, settings)
     try:
-        _open(out, settings)
-        for index in _progress(number):
-            clip = make(index, seed=seed, level=settings["level"], split=settings["split"])
-            clips = [clip]
-            if with_pairs:
-                clips += [transformed(clip, transform) for transform in TRANSFORMS]
-            problem = next(filter(None, (_encoded(out, clip) for clip in clips)), None)
-            if problem:
-                failures.append(problem)
-                continue
-            annotations |= {name(clip.scene): annotation(clip.scene) for clip in clips}
-            lines["manifest"] += questions(clip, seed=seed)
-            for transform in TRANSFORMS if with_pairs else ():
-                lines["pairs"] += [s for pair in pairs(clip, transform, seed=seed) for s in pair]
+        with Progress(number, "clip") as progress:
+            for index in range(number):
+                clip = make(index, seed=seed, level=settings["level"], split=settings["split"])
+                clips = [clip, *(transformed(clip, by) for by in TRANSFORMS if with_pairs)]
+                progress.add()
+                if problem := next(filter(None, (_encoded(out, clip) for clip in clips)), None):
+                    failures.append(problem)
+                    continue
+                annotations |= {name(clip.scene): annotation(clip.scene) for clip in clips}
+                lines["manifest"] += questions(clip, seed=seed)
+                for by in TRANSFORMS if with_pairs else ():
+                    lines["pairs"] += [side for pair in pairs(clip, by, seed=seed) for side in pair]
         for file in ("manifest", "pairs")[: 1 + with_pairs]:
-            _write(out / f"{file}.jsonl", "".join(_line(example) for example in lines[file]))
-        _write(out / "annotations.json", json.dumps(annotations, indent=1) + "\n")
-        _write(out / "failures.jsonl", "".join(json.dumps(line) + "\n" for line in failures))
+            write(out / f"{file}.jsonl", "".join(_line(example) for example in lines[file]))
+        write(out / "annotations.json", json.dumps(annotations, indent=1) + "\n")
+        write(out / "failures.jsonl", "".join(json.dumps(line) + "\n" for line in failures))
     except OSError as error:
         raise UsageError(f"--out={out}: {error.strerror or error}") from None
     log.info("%d clips and %d questions in %s", number, len(lines["manifest"]), out)
@@ -114,21 +112,6 @@ def annotation(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _open(out: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder, or checks that what is in it is of the same settings."""
-    out.mkdir(parents=True, exist_ok=True)
-    config = out / "config.json"
-    if config.exists():
-        before = json.loads(config.read_text())
-        changed = sorted(key for key in settings if before.get(key) != settings[key])
-        if changed:
-            raise UsageError(
-                f"--out={out} holds clips of other settings ({', '.join(changed)}); "
-                "choose another folder, or remove this one"
-            )
-    _write(config, json.dumps(settings, indent=2) + "\n")
-
-
 def _encoded(out: Path, clip: Clip) -> dict[str, str] | None:
     """Writes a clip unless it is there; what went wrong, as a line of failures.jsonl."""
     path = out / f"{name(clip.scene)}.mp4"
@@ -151,25 +134,3 @@ def _line(example: Example) -> str:
     if example.transform:
         record["transform"] = example.transform
     return json.dumps(record) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def _progress(total: int) -> Iterator[int]:
-    """0 to total - 1: a bar with rate and time left on a terminal, lines elsewhere."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(range(total), unit="clip")
-        return
-    start = told = time.monotonic()
-    for done in range(total):
-        yield done
-        if (now := time.monotonic()) - told > _TELL_SECONDS:
-            left = (now - start) / (done + 1) * (total - done - 1)
-            log.info("[%d/%d] %.0f s left", done + 1, total, left)
-            told = now

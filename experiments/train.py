@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.arguments import Parser, UsageError, plain
+from experiments.outputs import take
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from experiments.assembly import Assembly
     from experiments.journal import Metrics
     from experiments.method import Method
     from experiments.step import TrainState
@@ -42,25 +45,26 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
     """Trains to config["steps"] and exports the model; 0, or 1 where it had to stop before."""
-    from flax import nnx
-
     import vlm
     from experiments import step
     from experiments.checkpoint import Checkpoints
     from experiments.journal import Metrics
-    from experiments.mesh import single
+    from experiments.mesh import read_mesh
     from experiments.rewards import RewardError
 
-    # 1. what is trained, and how
-    found, recipe = _recipe(config)
+    # 1. what is trained, how and where
+    mesh = read_mesh(config["mesh"])
+    found, recipe = _recipe(config, mesh)
     rule = step.optimizer(config, config["steps"] * recipe.updates)
-    graph, state = step.start(recipe.module, rule)
-    update = step.updater(graph, rule, recipe.loss, recipe.parts)
+    assembly, state = step.start(recipe.module, rule, config, mesh)
+    update = step.updater(assembly, rule, recipe.loss, recipe.parts, config["ema_decay"])
     if dry_run:
-        recipe.show(single(recipe.module), recipe.prompts(0))
+        recipe.show(assembly.driver(state.params), recipe.prompts(0))
         return 0
-    _open(out, config)
-    with Checkpoints(out / "checkpoints", keep=config["keep"]) as checkpoints, _told() as told:
+    # Where a run goes on, on how many devices, changes none of its numbers.
+    take(out, config, free=["mesh"])
+    keeping = {"keep": config["keep"], "best": recipe.best}
+    with Checkpoints(out / "checkpoints", **keeping) as checkpoints, _told() as told:
         # 2. where it stands
         state = checkpoints.latest(state)
         start = int(state.step) // recipe.updates
@@ -68,19 +72,21 @@ def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
         # 3. the loop
         try:
             for done, prompts in _stream(recipe.prompts, start, config["steps"]):
-                batches = experience(recipe, graph, state, prompts, metrics)
+                batches = experience(recipe, assembly, state, prompts, metrics)
                 if done == start + 1 and not isinstance(recipe, Supervised):
-                    _check_memory(step.memory(graph, state, recipe.loss, batches[0], recipe.parts))
+                    first = (recipe.loss, batches[0], recipe.parts)
+                    _check_memory(step.memory(assembly, state, *first))
                 for batch in batches:
                     state, values = update(state, batch)
                     metrics.add(values)
-                last = done == config["steps"]
+                last, seen = done == config["steps"], {}
                 if recipe.evaluates(done):
-                    metrics.add(recipe.evaluated(single(nnx.merge(graph, state.params))))
+                    seen = recipe.evaluated(assembly.driver(state.result))
+                    metrics.add(seen)
                 if done % config["log_every"] == 0 or last or told:
                     metrics.write(done)
-                if done % config["save_every"] == 0 or last or told:
-                    checkpoints.save(done, state)
+                if done % config["save_every"] == 0 or recipe.best in seen or last or told:
+                    checkpoints.save(done, state, seen)
                     metrics.report(done)
                 if told and not last:
                     log.info("stopped after step %d; the same command goes on from there", done)
@@ -92,24 +98,25 @@ def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
             return 1
         finally:
             metrics.close()
+        state = checkpoints.best(state)
     # 4. what came of it
-    model = step.cast(recipe.model(nnx.merge(graph, state.params)), "bfloat16")
+    model = step.cast(recipe.model(assembly.module(state.result)), "bfloat16")
     vlm.save(replace(found, model=model, trained=recipe.trained), out / "export")
     log.info("the model is in %s", out / "export")
     return 0
 
 
 def experience(
-    recipe: Supervised | Method, graph: Any, state: TrainState, prompts: Any, metrics: Metrics
+    recipe: Supervised | Method,
+    assembly: Assembly,
+    state: TrainState,
+    prompts: Any,
+    metrics: Metrics,
 ) -> list[Any]:
     """Prompts -> the batches of the next updates; supervised ones are that already."""
-    from flax import nnx
-
-    from experiments.mesh import single
-
     if isinstance(recipe, Supervised):
         return [prompts]
-    policy = single(nnx.merge(graph, state.params))
+    policy = assembly.driver(state.params)
     rollouts = recipe.sample(policy, prompts)  # [B, M, G, L]
     rewards = recipe.reward(rollouts)  # [B, M, G]
     advantages = recipe.advantages(rewards)  # [B, M, G]
@@ -131,6 +138,8 @@ class Supervised:
     parts: int = 1
     """Micro-batches of an update."""
     trained: bool = True
+    best: str = ""
+    """No figure of an evaluation."""
 
     def model(self, module: Any) -> Any:
         """What is exported of the module."""
@@ -145,25 +154,37 @@ class Supervised:
         raise UsageError("--dry-run shows what a policy says; supervised training asks nothing")
 
 
-def _recipe(config: dict[str, Any]) -> tuple[VLM, Supervised | Method]:
+def _recipe(config: dict[str, Any], mesh: Mesh | None) -> tuple[VLM, Supervised | Method]:
     """The model that is trained, and the recipe that a configuration names. Raises UsageError."""
     from flax import nnx
 
     import vlm
+    from experiments import assembly
+    from experiments.mesh import placement
 
+    assembly.check(config)
+    place = None if mesh is None else placement(mesh)
+    # What is trained is float32; with adapters none of the model's own parameters are.
+    dtype = config["compute_dtype"] if config["lora_rank"] else "float32"
     try:
         if config["recipe"] == "sft":
             from experiments import sft
 
-            found = vlm.load(config["model"], dtype="float32", seed=config["seed"])
+            if config["warmup_steps"] and (config["freeze_tower"] or config["lora_rank"]):
+                raise UsageError(
+                    "--config.warmup_steps are of the tower alone, and it is frozen; make them 0"
+                )
+
+            found = vlm.load(config["model"], dtype=dtype, seed=config["seed"], place=place)
             pupil = sft.Pupil(found.model, rngs=nnx.Rngs(config["seed"]))
-            loss = partial(sft.loss, shares=config["shares"], unroll=config["unroll"])
-            return found, Supervised(pupil, sft.Teacher(found.processor, config), loss)
+            how = {name: config[name] for name in ("shares", "unroll", "remat")}
+            teacher = sft.Teacher(found.processor, config)
+            return found, Supervised(pupil, teacher, partial(sft.loss, **how))
         if config["recipe"] == "rl":
             from experiments.method import Method
 
-            found = vlm.load(config["model"], dtype="float32")
-            return found, Method(found, config)
+            found = vlm.load(config["model"], dtype=dtype, place=place)
+            return found, Method(found, config, mesh)
     except ValueError as error:
         raise UsageError(str(error)) from None
     raise UsageError(f"--config.recipe is {config['recipe']!r}; choose from sft, rl")
@@ -179,8 +200,8 @@ def _check_memory(needed: int) -> None:
     if needed > limit:
         raise UsageError(
             f"an update would hold about {needed / 1e9:.1f} GB and the device has "
-            f"{limit / 1e9:.1f}: raise --config.micro_batches, or lower batch, num_generations or "
-            "frames"
+            f"{limit / 1e9:.1f}: raise --config.micro_batches, set remat, spread it by mesh, or "
+            "lower batch, num_generations or frames"
         )
 
 
@@ -209,21 +230,3 @@ def _told() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _open(out: Path, config: dict[str, Any]) -> None:
-    """Makes the folder, or checks that what is in it is a run of the same configuration."""
-    file = out / "config.json"
-    text = json.dumps(config, indent=2) + "\n"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        before = json.loads(file.read_text() if file.exists() else text)
-        config = json.loads(text)
-        if changed := sorted(key for key in config if before.get(key) != config[key]):
-            raise UsageError(
-                f"--out={out} holds a run of other settings ({', '.join(changed)}); "
-                "choose another folder, or remove this one"
-            )
-        file.write_text(text)
-    except OSError as error:
-        raise UsageError(f"--out={out}: {error.strerror or error}") from None

@@ -7,20 +7,20 @@ import json
 import logging
 import os
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data.annotations import LETTERS, DataError
 from data.readers import READERS, read
 from data.types import Example
 from data.video import Decoder, VideoError, VideoInfo
 from experiments.arguments import Parser, UsageError
+from experiments.progress import Progress
 from experiments.sources import EXTENSIONS
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ _SAME = "same content"  # a warning: it does not change the exit status
 _MANIFESTS = (".jsonl", ".json", ".csv", ".parquet")
 _MAGIC = (b"ftyp", b"\x1a\x45\xdf\xa3", b"RIFF", b"OggS", b"FLV")  # a container's first bytes
 _HEAD_BYTES = 1 << 16
-_TELL_SECONDS = 10.0
 
 
 class Problem(NamedTuple):
@@ -88,12 +87,14 @@ def run(dataset: str, *, roots: Sequence[str], out: str, timeout: float, workers
         pool = ThreadPoolExecutor(max_workers=workers)
         stack.callback(pool.shutdown, cancel_futures=True)
         checked = pool.map(lambda path: check_file(path, decoders), paths)
-        for path, outcome in zip(paths, _progress(checked, len(paths)), strict=True):
+        progress = stack.enter_context(Progress(len(paths), "file"))
+        for path, outcome in zip(paths, checked, strict=True):
             for example in users[path]:
                 if isinstance(outcome, VideoInfo):
                     problems += mismatches(example, outcome)
                 else:
                     problems.append(Problem(path, example.id, *outcome))
+            progress.add()
     problems += same_content(users)
 
     lines = (json.dumps(problem._asdict(), ensure_ascii=False) for problem in problems)
@@ -278,20 +279,3 @@ def _output(out: str) -> Path:
     except OSError as error:
         raise UsageError(f"--out={out}: {error.strerror or error}") from None
     return file
-
-
-def _progress(outcomes: Iterable[Any], total: int) -> Iterator[Any]:
-    """The outcomes; with a bar on a terminal, elsewhere with a line every ten seconds."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(outcomes, total=total, unit="file")
-        return
-    start = told = time.monotonic()
-    for done, outcome in enumerate(outcomes, 1):
-        yield outcome
-        now = time.monotonic()
-        if now - told > _TELL_SECONDS or done == total:
-            told, rate = now, done / max(now - start, 1e-9)
-            left = (total - done) / rate
-            log.info("[%d/%d] %.1f files/s, %.0f s left", done, total, rate, left)

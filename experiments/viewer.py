@@ -113,7 +113,10 @@ class Viewer:
         ]
         return self._extended(state, prompts)
 
-    def generate(self, state: State, question: str, sampling: Sampling) -> list[list[Generation]]:
+    def generate(
+        self, state: State, question: str | Sequence[str], sampling: Sampling
+    ) -> list[list[Generation]]:
+        """As `surprise.VideoModel` has it; the question may be another for each context."""
         return self._answers(state, self._asked(state, question), sampling)[: state.count]
 
     def nll(
@@ -161,11 +164,13 @@ class Viewer:
         """The rows and, up to a multiple of the batch, the first of them again."""
         return [*rows, *[rows[0]] * (-len(rows) % self.batch)]
 
-    def _asked(self, state: State, question: str) -> list[Row]:
+    def _asked(self, state: State, question: str | Sequence[str]) -> list[Row]:
         """The prompts with a question and the header of its answer."""
+        alike = isinstance(question, str)
+        questions = [question] * len(state.contexts) if alike else self._filled(question)
         return [
-            row.extended(self._prompts.question(context, question))
-            for context, row in zip(state.contexts, state.prompts, strict=True)
+            row.extended(self._prompts.question(context, text))
+            for context, row, text in zip(state.contexts, state.prompts, questions, strict=True)
         ]
 
     # Device side

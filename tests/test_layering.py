@@ -17,7 +17,7 @@ MAY_IMPORT = {
 # One file a library: where it may be imported at all.
 ONLY_IN = {
     "decord": {"data/_worker.py"},
-    "av": {"data/_worker.py", "data/shapes.py"},
+    "av": {"data/_worker.py", "data/mp4.py"},
     "torch": {"experiments/peers.py"},  # the peers of `bench score`; else it is for tests alone
 }
 FILES = [path for room in sorted(ROOMS) for path in sorted((ROOT / room).rglob("*.py"))]

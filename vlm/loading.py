@@ -22,7 +22,8 @@ from vlm.weights import load_weights, random_weights, save_weights
 
 TOKENIZER = Path(__file__).parent / "tiny"
 """The bundled tokenizer; below it, a folder for each bundled model."""
-_BUNDLED = ()
+BUNDLED = ("tiny",)
+"""Models that come with trained weights."""
 _RANDOM = {"tiny": TINY, "tiny-qwen3": TINY_QWEN3, **NAMED}
 _UNTRAINED = "random_weights"
 """Key of ours in a `config.json`, so that a saved random model is not taken for a trained one."""
@@ -80,7 +81,7 @@ def load(
         raise SourceError(reason)
     choices = {} if hf_compat is None else {"hf_compat": hf_compat}
     name = str(source)
-    has_weights = seed is None and name in _BUNDLED
+    has_weights = seed is None and name in BUNDLED
     if name in _RANDOM and not has_weights:
         config = with_tokens_of(_RANDOM[name], TINY)
         processor = Processor.from_pretrained(TOKENIZER, config, **choices)

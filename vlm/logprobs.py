@@ -48,14 +48,15 @@ def continuation_logprobs(
     *,
     temperature: float = 1.0,
     chunk: int = 1024,
+    remat: bool = False,
 ) -> Float[Array, "B N L"]:
     """log p(token | prefix, the row's tokens before it) of N continuations of each prefix, nats.
 
     The prefix is shared by its N rows and never copied. `hidden` is the state of its last token,
     which predicts the first token of every row. Rows are padded on the right, and values at
-    padding carry no meaning.
+    padding carry no meaning. With `remat` the backward pass recomputes activations.
     """
-    states, _ = run(model, rows, prefix=prefix)
+    states, _ = run(model, rows, prefix=prefix, remat=remat)
     first = jnp.broadcast_to(hidden[:, None, None], (*states.shape[:2], 1, states.shape[-1]))
     states = jnp.concatenate([first, states[:, :, :-1]], axis=2)
     ids = jnp.asarray(rows.ids)

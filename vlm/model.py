@@ -70,14 +70,15 @@ class Tokens:
     """Row of the features that stands in a token's place; -1 for a text token. None: all text."""
 
 
-def encode(model: Model, frames: Frames) -> Float[Array, "rows features"]:
+def encode(model: Model, frames: Frames, *, remat: bool = False) -> Float[Array, "rows features"]:
     """Visual features of every merged cell of every frame, flattened to [F * cells, features].
 
-    D features are the cell's token; a Qwen3-VL tower adds D more for each deepstack tap.
+    D features are the cell's token; a Qwen3-VL tower adds D more for each deepstack tap. With
+    `remat` the backward pass recomputes activations.
     """
     frames = jax.tree.map(jnp.asarray, frames)
     frames = dataclasses.replace(frames, patches=frames.patches.astype(model.dtype))
-    features = model.vision(frames)
+    features = model.vision(frames, remat=remat)
     return features.reshape(-1, features.shape[-1])
 
 

@@ -29,9 +29,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.batch = 64
     config.observations = ("pair",)  # what a step observes: pair, frame, or both one after another
     config.world = 0  # seed of the clips
-    config.full_validation, config.full_test = 300, 500
-    config.easy_validation, config.easy_test = 150, 300  # the level without distractors
-    config.brief_validation, config.brief_test = 100, 300  # the level of the frame budget
+    config.full_validation, config.full_test = 200, 500
+    config.easy_validation, config.easy_test = 100, 200  # the level without distractors
+    config.brief_validation, config.brief_test = 60, 200  # the level of the frame budget
     config.budgets = (4, 8, 16)  # frames of 32
     config.gate_windows, config.gate_clips = 160, 240  # fresh clips of what the model must know
     if arg == "demo":

@@ -64,13 +64,22 @@ def base(arg: str) -> ConfigDict:
     # Updates
     config.num_iterations = 1  # over the same rollouts
     config.num_minibatches = 1
-    config.micro_batches = 1  # of an update, to save memory
     config.learning_rate = 1e-4
     config.muon_learning_rate = 0.0
     config.ramp_steps = 5
     config.decay_share = 0.0
     config.weight_decay = 0.0
     config.clip = 1.0
+    config.ema_decay = 0.0  # of an average of the parameters, evaluated and exported; 0: none
+
+    # Scale
+    config.mesh = (1, 1, 1)  # devices along data, fsdp and tensor; changes no number
+    config.micro_batches = 1  # of an update, to save memory
+    config.remat = False  # recompute activations in the backward pass, to save memory
+    config.compute_dtype = "float32"  # or bfloat16; what is trained is kept in float32
+    config.freeze_tower = False  # the vision tower, its merger included, stays as it is
+    config.lora_rank = 0  # of adapters of the decoder's projections, trained alone; 0: none
+    config.lora_alpha = 32.0  # what adapters add is multiplied by lora_alpha / lora_rank
 
     # Seeing and keeping
     config.eval_every = 0  # steps; 0: never
@@ -78,5 +87,6 @@ def base(arg: str) -> ConfigDict:
     config.patience = 64  # groups in a row without signal, before an explanation
     config.log_every = 1
     config.save_every = 20
-    config.keep = 2
+    config.keep = 2  # checkpoints, the last ones
+    config.best = ""  # figure of an evaluation: its best is kept too, and exported; "": the last
     return config

@@ -13,7 +13,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.recipe = "sft"
     config.model = _MODES[arg]  # the architecture; its weights are drawn by the seed
     config.seed = 0
-    config.steps = 4000
+    config.steps = 3700
     config.warmup_steps = 650  # of the tower alone, on dense labels
     config.easy_steps = 300  # after that, with one or two shapes only
     config.mix = ConfigDict({"step": 0.5, "clip": 0.35, "brief": 0.15})
@@ -37,7 +37,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     )  # fmt: skip
     config.shares = ConfigDict(
         {"predict": 0.5, "prior": 0.5, "posterior": 1.0, "caption": 1.0, "claim": 1.5,
-         "clip_caption": 1.0, "word": 1.0, "letter": 1.0}
+         "clip_caption": 1.0, "word": 1.0, "letter": 1.5}
     )  # fmt: skip
     config.unroll = True  # layers of the decoder in line: faster where they are few
     config.learning_rate = 2e-3
@@ -46,7 +46,15 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.decay_share = 0.4
     config.weight_decay = 0.0
     config.clip = 1.0
+    config.ema_decay = 0.0  # of an average of the parameters, which is exported; 0: none
+    # Scale. Over a mesh a batch is split where its side divides; each device has all of the rest.
+    config.mesh = (1, 1, 1)  # devices along data, fsdp and tensor; changes no number
+    config.remat = False  # recompute activations in the backward pass; layers are not unrolled then
+    config.compute_dtype = "float32"  # or bfloat16; what is trained is kept in float32
+    config.freeze_tower = False  # the vision tower, its merger included, stays as it is
+    config.lora_rank = 0  # of adapters of the decoder's projections, trained alone; 0: none
+    config.lora_alpha = 32.0  # what adapters add is multiplied by lora_alpha / lora_rank
     config.log_every = 10
     config.save_every = 200
-    config.keep = 2
+    config.keep = 2  # checkpoints, the last ones
     return config

@@ -14,8 +14,8 @@ import av
 import numpy as np
 import pytest
 
+from data.mp4 import write_mp4
 from data.pipeline import Pipeline, decode, uniform_indices
-from data.shapes import write_mp4
 from data.types import Example
 from data.video import Decoder, VideoError
 

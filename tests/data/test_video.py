@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from data._worker import Clip
-from data.shapes import write_mp4
+from data.mp4 import write_mp4
 from data.video import Decoder, VideoError
 
 ASSETS = Path(__file__).resolve().parents[3] / "shared/assets"
@@ -421,7 +421,7 @@ def test_the_worker_never_loads_jax(decoder, plain):
 
 
 def test_importing_data_is_light():
-    code = "import sys, data.video, data.shapes; print({'jax', 'av', 'decord'} & set(sys.modules))"
+    code = "import sys, data.video, data.mp4; print({'jax', 'av', 'decord'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

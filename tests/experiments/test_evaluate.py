@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vlm
-from data.shapes import write_mp4
+from data.mp4 import write_mp4
 from data.toyquestions import prompt, questions
 from data.toyscene import EVENTS, expected
 from data.toytasks import CAPTION_REQUEST

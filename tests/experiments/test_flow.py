@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from data.shapes import write_mp4
+from data.mp4 import write_mp4
 from data.video import VideoInfo
 from experiments.cli import main
 from experiments.flow import Ahead, Clip, Flow

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import vlm
-from data.shapes import write_mp4
+from data.mp4 import write_mp4
 from experiments.cli import main
 
 QUICK = [

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import time
 import wave
 
 import av
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from data import video
-from data.shapes import write_mp4
+from data.mp4 import write_mp4
 from data.types import Example
 from data.video import VideoInfo
 from experiments import cli, validate
@@ -234,12 +233,3 @@ def test_questions_that_can_not_be_graded():
         (good.replace(question=""), "question"),
     ):
         assert [problem.check for problem in validate.unanswerable(bad)] == [check]
-
-
-def test_progress_tells_rate_and_time_left(monkeypatch, caplog):
-    monkeypatch.setattr(validate, "_TELL_SECONDS", 0.0)
-    caplog.set_level("INFO")
-    clock = iter(range(100))
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    assert list(validate._progress(iter("abcd"), 4)) == list("abcd")
-    assert caplog.messages[1] == "[2/4] 1.0 files/s, 2 s left"

@@ -6,7 +6,6 @@ The suite runs with HF_HUB_OFFLINE=1, so a hub id fails at once unless its answe
 import dataclasses
 import json
 import time
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,7 @@ import small
 
 import vlm
 from vlm.config import NAMED, TINY, ConfigError, VLMConfig
-from vlm.loading import SourceError, with_tokens_of
+from vlm.loading import BUNDLED, TOKENIZER, SourceError, with_tokens_of
 from vlm.model import encode, logits, prepare, run
 from vlm.positions import HF_COMPAT
 from vlm.processor import Processor, ProcessorError
@@ -32,7 +31,7 @@ CONFIG = dataclasses.replace(
 @pytest.fixture(scope="module")
 def little():
     """A VLM to save: small, random, with the bundled tokenizer."""
-    processor = Processor.from_pretrained(Path(vlm.__file__).parent / "tiny", CONFIG)
+    processor = Processor.from_pretrained(TOKENIZER, CONFIG)
     return vlm.VLM(small.model(CONFIG, dtype=jnp.bfloat16), CONFIG, processor, "little", False)
 
 
@@ -64,14 +63,22 @@ def refused(source, error=SourceError, **options):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
-def test_tiny_is_random_small_and_always_the_same(dtype):
-    one, again = (vlm.load("tiny", dtype=dtype) for _ in range(2))
-    assert one.config == TINY and one.name == "tiny" and not one.trained
+@pytest.mark.parametrize("seed", [None, 3])
+def test_tiny_is_trained_and_small_or_random_by_a_seed(dtype, seed):
+    one, again = (vlm.load("tiny", dtype=dtype, seed=seed) for _ in range(2))
+    assert one.config == TINY and one.name == "tiny" and one.trained == (seed is None)
     values = parameters(one.model)
     assert {value.dtype for value in values.values()} == {np.dtype(dtype)}
     assert 1.5e6 < sum(value.size for value in values.values()) < 3e6
     for name, value in parameters(again.model).items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(values[name]), err_msg=name)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_model_is_a_directory_of_at_most_8_mb(name):
+    assert sum(path.stat().st_size for path in (TOKENIZER / name).iterdir()) <= 8e6
+    there, bundled = vlm.load(TOKENIZER / name), vlm.load(name)
+    assert there.config == bundled.config and there.trained and bundled.trained
 
 
 def test_tiny_answers_a_prompt_with_a_video():

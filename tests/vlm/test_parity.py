@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import vlm
 from vlm import frames as frames_module
 from vlm import model as model_module
 from vlm import positions as positions_module
@@ -20,6 +21,7 @@ from vlm import rope
 from vlm.config import Qwen3Vision, Qwen25Vision, TextConfig, VLMConfig
 from vlm.frames import Frames
 from vlm.inputs import Inputs
+from vlm.loading import BUNDLED, TOKENIZER
 from vlm.model import Tokens, encode, forward, logits, prepare, run
 from vlm.sampling import Sampling, generate
 from vlm.vision_qwen3 import Qwen3Tower
@@ -502,3 +504,16 @@ def test_what_we_save_transformers_loads_with_the_same_logits(pair, tmp_path):
     back = parameters(load_weights(tmp_path, config, dtype=jnp.float32))
     for name, value in parameters(model).items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(back[name]), err_msg=name)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_transformers_reads_the_bundled_models(name):
+    ours = vlm.load(name, dtype="float32")
+    theirs, report = HF[ours.config.family][1].from_pretrained(
+        TOKENIZER / name, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    batch = _batch(ours.config, [["t2", "v3x8x8", "t5"]], second_per_grid=[0.5])
+    expected = _oracle(theirs.eval(), batch, ours.config).logits
+    found = _forward(ours.model, Inputs.from_hf(batch))
+    assert _difference(found, expected, batch["attention_mask"]) <= TOLERANCE

@@ -42,7 +42,7 @@ COUNTED = (
     "counted: sampling, rewards, advantages, loss, gradient, clipping by norm, AdamW; not counted: "
     "compiling, saving, logging. TRL: SDPA, no gradient checkpointing, no vLLM; it computes the "
     "entropy of every token, which it always logs. saccade: prompts prefilled once for their "
-    "completions; it updates the vision tower's idle parameters as well"
+    "completions"
 )
 
 
@@ -237,12 +237,13 @@ class Ours:
             "max_completion_length": options.completion,
             "loss_type": "dapo",  # TRL's default
             "learning_rate": RATE,
+            "freeze_tower": True,  # as there is none in what TRL trains
             "rewards": [f"{__file__}:{even.__name__}"],
         }
         self.texts = Texts(found, config, texts)
         self.recipe = Method(found, config, collector=self.texts)
         rule = step.optimizer(config, config["steps"])
-        self.assembly, state = step.start(found.model, rule)
+        self.assembly, state = step.start(found.model, rule, config)
         self._state = copied(state)  # an update reuses the memory of what it replaces
         self._update = step.updater(self.assembly, rule, self.recipe.loss)
         self._metrics, self._number = Metrics(folder, 0, config), 0

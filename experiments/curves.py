@@ -16,7 +16,8 @@ from jaxtyping import Float, UInt8
 
 from experiments.report_page import data_uri, head, settings_table
 
-WIDTH, HEIGHT, LEFT, TOP, BASE = 320, 150, 44, 8, 128
+WIDTH, HEIGHT = 320, 150
+LEFT, RIGHT, TOP, BASE = 52, 314, 8, 128
 POINTS = 300
 """Of a curve; of a longer one, means of as many stretches are drawn."""
 GROUPS = 3
@@ -68,12 +69,13 @@ def html(
     `journal.completions` makes it; `pictures` the frames of their views, by (group, view);
     `settings` the configuration. Raises OSError.
     """
-    series = _series(lines)
+    ends = (lines[0]["step"], lines[-1]["step"]) if lines else (0, 0)
+    sections = _sorted(_series(lines))
     parts = [
         head("saccade: how training went", STYLE),
         _masthead(lines, settings),
         '<main class="run">\n',
-        *(_section(name, own) for name, own in _sorted(series).items()),
+        *(_section(title, own, ends) for title, own in sections.items()),
         _rollouts(rollouts, pictures),
         f"<section><details><summary>Settings</summary>{settings_table(settings)}</details>"
         "</section></main>\n</body>\n</html>\n",
@@ -127,41 +129,51 @@ def _sorted(series: Mapping[str, Series]) -> dict[str, dict[str, Series]]:
     return {title: own for title, own in by_section.items() if own}
 
 
-def _section(title: str, series: Mapping[str, Series]) -> str:
-    panels = "".join(panel(name, *own) for name, own in series.items())
+def _section(title: str, series: Mapping[str, Series], ends: tuple[float, float]) -> str:
+    panels = "".join(panel(name, *own, ends) for name, own in series.items())
     return f'<section><h2>{title}</h2><div class="panels">{panels}</div></section>\n'
 
 
-def panel(name: str, steps: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"]) -> str:
-    """A metric over steps as SVG: what was measured thin, its running mean thick."""
+def panel(
+    name: str,
+    steps: Float[np.ndarray, " n"],
+    values: Float[np.ndarray, " n"],
+    ends: tuple[float, float],
+) -> str:
+    """A metric as SVG: what was measured thin, its running mean thick; `ends` are the axis'."""
     smooth = smoothed(values)
-    start, end, last = steps[0], steps[-1], smooth[-1]
+    last = _short(smooth[-1])
     steps, values, smooth = (thinned(part) for part in (steps, values, smooth))
     low, high = float(values.min()), float(values.max())
+    marks = [low, high]
     if high - low < 1e-9 * max(abs(high), 1.0):  # a flat line runs in the middle
-        low, high = low - 0.5, high + 0.5
-    span = max(float(steps[-1] - steps[0]), 1.0)
-    x = LEFT + (WIDTH - LEFT - 6) * (steps - steps[0]) / span
+        low, high, marks = low - 0.5, high + 0.5, [low]
+    start, end = ends
+    x = LEFT + (RIGHT - LEFT) * (steps - start) / max(end - start, 1.0)
+
+    def y(value: float) -> float:
+        return BASE - (BASE - TOP) * (value - low) / (high - low)
+
     rows = []
-    for value in (low, high):
-        at = _height(value, low, high)
-        rows.append(f'<line x1="{LEFT}" x2="{WIDTH - 6}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        rows.append(f'<text x="{LEFT - 5}" y="{at + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    ends = ((start, LEFT, "start"), (end, WIDTH - 6, "end"))
-    for step, at, anchor in ends if end > start else ends[:1]:
-        rows.append(f'<text x="{at}" y="{BASE + 16}" text-anchor="{anchor}">{step:.0f}</text>')
-    for kind, line in (("raw", values), ("smooth", smooth)):
-        points = " ".join(
-            f"{a:.1f},{_height(b, low, high):.1f}" for a, b in zip(x, line, strict=True)
+    for value in marks:
+        at = y(value)
+        rows.append(f'<line x1="{LEFT}" x2="{RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        rows.append(
+            f'<text x="{LEFT - 5}" y="{at + 4:.1f}" text-anchor="end">{_short(value)}</text>'
         )
+    labels = [(f"step {start:.0f}", LEFT, "start"), (f"{end:.0f}", RIGHT, "end")]
+    for label, at, anchor in labels if end > start else labels[:1]:
+        rows.append(f'<text x="{at}" y="{BASE + 16}" text-anchor="{anchor}">{label}</text>')
+    for kind, line in (("raw", values), ("smooth", smooth)):
+        points = " ".join(f"{a:.1f},{y(b):.1f}" for a, b in zip(x, line, strict=True))
         rows.append(f'<polyline class="{kind}" points="{points}"/>')
     if len(x) == 1:
-        rows.append(f'<circle cx="{x[0]:.1f}" cy="{_height(values[0], low, high):.1f}" r="3"/>')
+        rows.append(f'<circle cx="{x[0]:.1f}" cy="{y(values[0]):.1f}" r="3"/>')
     shown = escape(name)
     return (
-        f"<figure><figcaption><span>{shown}</span>{last:.4g}</figcaption>"
+        f"<figure><figcaption><span>{shown}</span>{last}</figcaption>"
         f'<svg class="panel" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{shown}, at last {last:.4g}">{"".join(rows)}</svg></figure>'
+        f'aria-label="{shown}, at last {last}">{"".join(rows)}</svg></figure>'
     )
 
 
@@ -181,8 +193,8 @@ def thinned(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
     return np.array([part.mean() for part in np.array_split(values, POINTS)])
 
 
-def _height(value: float, low: float, high: float) -> float:
-    return BASE - (BASE - TOP) * (value - low) / (high - low)
+def _short(value: float) -> str:
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 # Rollouts ----------------------------------------------------------------------------------------

@@ -165,6 +165,7 @@ def completions(
     id, video, transform        of the example; transform is "", flip or reversal
     frames                      numbers, in the file, of the frames that were shown
     prompt, completion, answer  the answer as it was to be said
+    hypotheses                  of a trajectory of the SPIKE pipeline, by step
     rewards/NAME, reward        each reward, and their weighted sum; null where none applies
     advantage                   null for views that are not trained
     """
@@ -190,6 +191,11 @@ def completions(
         "prompt": (text, _plain(columns["prompts"])),
         "completion": (text, _plain(columns["completions"])),
         "answer": (text, _plain(columns["answer"])),
+    }
+    if "hypotheses" in columns:
+        lists = pyarrow.list_(pyarrow.list_(text))
+        fields["hypotheses"] = lists, columns["hypotheses"]
+    fields |= {
         **{f"rewards/{name}": (real, row) for name, row in rewards.every.items()},
         "reward": (real, listed(rewards.total)),
         "advantage": (real, listed(advantages)),

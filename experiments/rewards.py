@@ -4,8 +4,9 @@ A reward is called as TRL calls one: `f(prompts, completions, **columns) -> list
 None where it does not apply. The columns are lists as long as the completions: `completion_ids`,
 the fields of each view's Example (`answer` as it is to be said), `by` (word or letter), `frames`,
 the numbers of those shown, and `place`, (b, m, g) on the grid; views that are only watched come
-after the trained ones. `log_metric(name,
-value)` adds a number to the step's metrics. All but `prompts` and `completions` are by keyword.
+after the trained ones. Trajectories of the SPIKE pipeline have `hypotheses` as well, by step.
+`log_metric(name, value)` adds a number to the step's metrics. All but `prompts` and `completions`
+are by keyword.
 """
 
 from __future__ import annotations

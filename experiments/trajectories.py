@@ -96,7 +96,7 @@ class Trajectories:
             samples,
             np.broadcast_to(owner, (samples.lengths.shape[1], count * each)),
             (groups, 1, count),
-            _columns(examples, captions, chosen, count),
+            _columns(examples, captions, chosen, _by_place(parsed, shape)),
             tuple((example,) for example in examples),
             self._told(parsed, scores, examples),
         )
@@ -253,10 +253,24 @@ class Trajectories:
         return told | ({"surprise/event_hit": float(np.mean(found))} if found else {})
 
 
+def _by_place(parsed: list[Hypotheses], shape: tuple[int, ...]) -> list[list[list[str]]]:
+    """Texts of each trajectory of each video, by step; "" for those that were not kept."""
+    groups, steps, count, _ = shape
+    return [
+        [list(parsed[(b * steps + k) * count + g].texts) for k in range(steps)]
+        for b in range(groups)
+        for g in range(count)
+    ]
+
+
 def _columns(
-    examples: list[Example], captions: list[str], chosen: list[list[np.ndarray]], count: int
+    examples: list[Example],
+    captions: list[str],
+    chosen: list[list[np.ndarray]],
+    hypotheses: list[list[list[str]]],
 ) -> dict[str, list]:
     """What rewards are told: the caption as the completion, the example's own as reference."""
+    count = len(chosen[0])
     places = [(b, 0, g) for b in range(len(examples)) for g in range(count)]
     own = [examples[b] for b, _, _ in places]
     return {
@@ -264,6 +278,7 @@ def _columns(
         "completions": captions,
         "completion_ids": [[] for _ in places],
         "frames": [numbers(examples[b])[chosen[b][g]].tolist() for b, _, g in places],
+        "hypotheses": hypotheses,
         "by": ["word"] * len(places),
         "place": places,
         **{name: [vars(example)[name] for example in own] for name in ("answer", *FIELDS)},

@@ -74,13 +74,14 @@ def test_every_metric_is_a_panel_of_its_section(tmp_path):
 
 
 def test_a_curve_goes_through_its_points():
-    svg = curves.panel("loss", np.arange(1.0, 5.0), np.array([4.0, 0.0, 1.0, 2.0]))
+    svg = curves.panel("loss", np.arange(1.0, 5.0), np.array([4.0, 0.0, 1.0, 2.0]), (1, 7))
     raw = points(svg, "raw")
-    assert raw[[0, -1], 0].tolist() == [curves.LEFT, curves.WIDTH - 6]
+    # Three of the axis' six steps.
+    assert raw[[0, -1], 0].tolist() == [curves.LEFT, (curves.LEFT + curves.RIGHT) / 2]
     # Heights in proportion, the largest on top.
     share = (curves.BASE - raw[:, 1]) / (curves.BASE - curves.TOP)
     np.testing.assert_allclose(share, [1, 0, 0.25, 0.5], atol=1e-3)
-    assert ">4</text>" in svg and ">0</text>" in svg and ">1</text>" in svg
+    assert re.findall(r">([^<>]+)</text>", svg) == ["0", "4", "step 1", "7"]
 
 
 def test_the_smooth_line_is_a_running_mean():
@@ -95,7 +96,7 @@ def test_the_smooth_line_is_a_running_mean():
 
 def test_a_long_run_is_drawn_by_few_points():
     steps = np.arange(1.0, 100_001.0)
-    svg = curves.panel("loss", steps, np.sin(steps))
+    svg = curves.panel("loss", steps, 5e4 * np.sin(steps), (1, 100_000))
     assert len(points(svg, "raw")) == len(points(svg, "smooth")) == curves.POINTS
     assert len(svg) < 10_000 and ">100000</text>" in svg
 

@@ -115,9 +115,13 @@ def test_pace_and_time_left(tmp_path, monkeypatch, caplog):
         metrics.record(*played(), ADVANTAGES)
         clock[0] += 60.0
     metrics.write(2)
+    metrics.add({"loss": 0.0})
+    metrics.record(*played(), ADVANTAGES)
+    clock[0] += 720.0
+    metrics.write(3)
     metrics.close()
-    # Two steps of two videos in two minutes, and eight steps to go.
-    assert lines(tmp_path)[0]["videos_per_hour"] == pytest.approx(120)
+    # Two steps of two videos in two minutes, and eight steps to go; then one in twelve.
+    assert [line["videos_per_hour"] for line in lines(tmp_path)] == pytest.approx([120, 10])
     assert "0.02 steps/s, 120 videos/h, 8 min left" in caplog.text
     assert [journal._duration(s) for s in (89, 91, 7200)] == ["89 s", "2 min", "2.0 h"]
 

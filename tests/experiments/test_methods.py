@@ -110,6 +110,8 @@ def test_a_method_runs_and_resumes_bit_by_bit(tmp_path, monkeypatch, model, meth
     trained = [row for row in kept[0].to_pylist() if row["advantage"] is not None]
     assert np.mean([row["reward"] for row in trained]) == pytest.approx(line["reward"])
     assert all(row["frames"] for row in kept[0].to_pylist())
+    if method == "spike_rl":  # at each of three steps a trajectory writes two
+        assert all([len(said) for said in row["hypotheses"]] == [2, 2, 2] for row in trained)
     assert "<h2>Rollouts</h2>" in (tmp_path / "whole" / "report.html").read_text()
 
 

@@ -1,15 +1,13 @@
 """A module put together from what is trained and what is frozen.
 
 Trained is all of a module, all but its vision tower, or nothing but low-rank adapters of its
-decoder's projections: W + alpha / rank · A B (LoRA, Hu et al. 2021, arXiv 2106.09685, eq. 3).
-Gradients and optimizer know of that alone. Model code sees a module like any other, for adapters
-are added to their kernels before it is made: no copy of the base is kept, but an update holds the
-sum and its gradient.
+decoder's projections (LoRA, Hu et al. 2021, arXiv 2106.09685). Gradients and optimizer know of that
+alone. Model code sees a module like any other: it calls layers, and an adapted one is a layer.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from experiments.arguments import UsageError
-from experiments.mesh import Driver, dotted, sharded, single
+from experiments.mesh import Driver, sharded, shardings, single
+from vlm.text import Decoder
 
 OFF = {
     "mesh": [1, 1, 1],
@@ -35,10 +34,6 @@ OFF = {
 }
 """Options of scale at values that change nothing."""
 DTYPES = ("float32", "bfloat16")
-_ADAPTED = re.compile(r"decoder\.layers\.(attention\.[qkvo]|mlp\.(gate|up|down))\.kernel$")
-
-Adapters = dict[str, dict[str, Array]]
-"""By a projection's path: `a` [layers, in, rank] and `b` [layers, rank, out], float32."""
 
 
 def check(config: dict[str, Any]) -> None:
@@ -61,32 +56,68 @@ class Assembly:
     frozen: nnx.State
     """What is not trained, in the dtype that is computed in."""
     dtype: str
-    scale: float
-    """Of adapters; 0: there are none, and what is trained are parameters of the module."""
     mesh: Mesh | None
     """Over which parameters and batches are spread; None: one device."""
 
-    def module(self, params: Any, frozen: Any = None) -> nnx.Module:
+    def module(self, params: nnx.State, frozen: nnx.State | None = None) -> nnx.Module:
         """The module of trained parameters; a jitted function passes `frozen` as an argument."""
         frozen = self.frozen if frozen is None else frozen
-        if self.scale:
-            return nnx.merge(self.graph, _adapted(frozen, params, self.scale))
         return nnx.merge(self.graph, _cast(params, self.dtype), frozen)
 
-    def driver(self, params: Any) -> Driver:
+    def driver(self, params: nnx.State) -> Driver:
         """The module where it is to run."""
         return driver(self.module(params), self.mesh)
+
+    def merged(self, params: nnx.State) -> nnx.Module:
+        """The module as it is exported: kernels have adapters, if there are any, added to them."""
+        module = nnx.merge(self.graph, params, self.frozen)
+        for part in _projections(module):
+            for name, layer in list(nnx.iter_children(part)):
+                if isinstance(layer, Adapted):
+                    setattr(part, name, layer.merged())
+        return module
+
+
+class Adapted(nnx.Module):
+    """A linear layer with a low-rank one beside it: x W + scale · (x A) B (eq. 3, transposed)."""
+
+    def __init__(
+        self,
+        layer: nnx.Linear,
+        a: Float[Array, "*layers inputs rank"],
+        b: Float[Array, "*layers rank outputs"],
+        scale: float,
+    ):
+        self.layer, self.scale = layer, scale
+        self.a, self.b = nnx.LoRAParam(a), nnx.LoRAParam(b)
+
+    def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
+        return self.layer(x) + self.scale * jnp.dot(jnp.dot(x, self.a[...]), self.b[...])
+
+    def merged(self) -> nnx.Linear:
+        """One layer that does the same; the sum is made in float32."""
+        kernel = self.layer.kernel[...]
+        added = self.scale * (self.a[...] @ self.b[...])
+        total = kernel.astype(jnp.float32) + added.astype(jnp.float32)
+        self.layer.kernel = nnx.Param(total.astype(kernel.dtype))
+        return self.layer
 
 
 def assemble(
     module: nnx.Module, config: dict[str, Any], mesh: Mesh | None
-) -> tuple[Assembly, nnx.State | Adapters]:
-    """What the module is made of, and the part of it that is trained. Nothing is copied."""
-    graph, params, frozen = _split(module, config)
-    rank, scale = config["lora_rank"], 0.0
-    if rank:
-        params, scale = _adapters(frozen, rank, config["seed"]), config["lora_alpha"] / rank
-    return Assembly(graph, frozen, config["compute_dtype"], scale, mesh), params
+) -> tuple[Assembly, nnx.State]:
+    """What the module is made of, and the part of it that is trained, float32. Nothing is copied.
+
+    `config`: freeze_tower, lora_rank, lora_alpha and seed (of adapters), compute_dtype.
+    """
+    module = _computing(module, config["compute_dtype"])
+    if config["lora_rank"]:
+        _adapt(module, config["lora_rank"], config["lora_alpha"], config["seed"])
+    graph, params, frozen = nnx.split(module, _trained(config), ...)
+    frozen = _cast(frozen, config["compute_dtype"])
+    if mesh is not None:
+        frozen = jax.device_put(frozen, shardings(frozen, mesh))
+    return Assembly(graph, frozen, config["compute_dtype"], mesh), params
 
 
 def untouched(module: nnx.Module, config: dict[str, Any]) -> nnx.Module:
@@ -94,9 +125,10 @@ def untouched(module: nnx.Module, config: dict[str, Any]) -> nnx.Module:
 
     Shares with the other all that is frozen; with adapters that is everything.
     """
-    graph, params, frozen = _split(module, config)
     dtype = config["compute_dtype"]
-    return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.array(leaf, dtype), params), frozen)
+    graph, params, frozen = nnx.split(_computing(module, dtype), _trained(config), ...)
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, dtype), params)
+    return nnx.merge(graph, params, _cast(frozen, dtype))
 
 
 def driver(module: nnx.Module, mesh: Mesh | None) -> Driver:
@@ -104,47 +136,41 @@ def driver(module: nnx.Module, mesh: Mesh | None) -> Driver:
     return single(module) if mesh is None else sharded(module, mesh)
 
 
+def _trained(config: dict[str, Any]) -> Any:
+    """Which variables are trained, as `nnx.split` takes it."""
+    if config["lora_rank"]:
+        return nnx.LoRAParam
+    return lambda path, _: not (config["freeze_tower"] and "vision" in path)
+
+
+def _computing(module: nnx.Module, dtype: str) -> nnx.Module:
+    """The same parameters in a module of its own, whose layers compute in a dtype."""
+    module = nnx.merge(*nnx.split(module))
+    for _, layer in nnx.iter_modules(module):
+        if isinstance(layer, nnx.Linear | nnx.Embed) and dtype != "float32":
+            layer.dtype = jnp.dtype(dtype)
+    return module
+
+
+def _projections(module: nnx.Module) -> Iterator[nnx.Module]:
+    """What holds the projections of decoders: their attention and their MLP."""
+    for _, decoder in list(nnx.iter_modules(module)):
+        if isinstance(decoder, Decoder):
+            yield from (decoder.layers.attention, decoder.layers.mlp)
+
+
+def _adapt(module: nnx.Module, rank: int, alpha: float, seed: int) -> None:
+    """Puts adapters on projections. They change nothing yet: A from N(0, 1 / inputs), B is 0."""
+    generator = np.random.default_rng([seed, rank])  # by numpy: the same on every device
+    for part in _projections(module):
+        for name, layer in list(nnx.iter_children(part)):
+            if isinstance(layer, nnx.Linear):
+                *layers, inputs, outputs = layer.kernel.shape
+                a = generator.standard_normal((*layers, inputs, rank), np.float32) / inputs**0.5
+                b = np.zeros((*layers, rank, outputs), np.float32)
+                setattr(part, name, Adapted(layer, jnp.asarray(a), jnp.asarray(b), alpha / rank))
+
+
 def _cast(tree: Any, dtype: str) -> Any:
     """Arrays in a dtype; those that have it already are not copied."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
-
-
-def _split(module: nnx.Module, config: dict[str, Any]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Graph, trained and frozen parameters; layers of the graph compute in the chosen dtype."""
-    dtype = config["compute_dtype"]
-    if dtype != "float32":
-        module = nnx.merge(*nnx.split(module))  # whose layers can be told so
-        for _, layer in nnx.iter_modules(module):
-            if isinstance(layer, nnx.Linear | nnx.Embed):
-                layer.dtype = jnp.dtype(dtype)
-
-    def is_trained(path, _) -> bool:
-        return not (config["lora_rank"] or (config["freeze_tower"] and "vision" in path))
-
-    graph, params, frozen = nnx.split(module, is_trained, ...)
-    return graph, params, _cast(frozen, dtype)
-
-
-def _adapters(frozen: nnx.State, rank: int, seed: int) -> Adapters:
-    """Adapters that change nothing yet: a from N(0, 1 / in), b zero; the same on every device."""
-    generator = np.random.default_rng([seed, rank])
-    found = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(frozen)[0]:
-        if _ADAPTED.search(name := dotted(path)):
-            *layers, inputs, outputs = leaf.shape
-            a = generator.standard_normal((*layers, inputs, rank), np.float32) / inputs**0.5
-            b = np.zeros((*layers, rank, outputs), np.float32)
-            found[name.removesuffix(".kernel")] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
-    return found
-
-
-def _adapted(base: nnx.State, adapters: Adapters, scale: float) -> nnx.State:
-    """The base with adapters added to their kernels; summed in float32."""
-
-    def one(path, leaf):
-        own = adapters.get(dotted(path).removesuffix(".kernel"))
-        if own is None:
-            return leaf
-        return (leaf.astype(jnp.float32) + scale * (own["a"] @ own["b"])).astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(one, base)

@@ -29,13 +29,13 @@ _BATCH_AXIS = {"positions": 1, "k": 1, "v": 1}
 # Parameters by name: the first pattern found decides how the last axes are split; stacked layers
 # stay whole. Megatron's rule: what widens is split by columns, what narrows back by rows.
 _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"\.(q|k|v|qkv|gate|up|fc1)\.kernel$", ("fsdp", "tensor")),
+    (r"\.(q|k|v|qkv|gate|up|fc1)(\.layer)?\.kernel$", ("fsdp", "tensor")),
     (r"\.(q|k|v|qkv|gate|up|fc1)\.bias$", ("tensor",)),
-    (r"\.(o|proj|down|fc2)\.kernel$", ("tensor", "fsdp")),
+    (r"\.(o|proj|down|fc2)(\.layer)?\.kernel$", ("tensor", "fsdp")),
     (r"(^|\.)embed\.embedding$", ("tensor", "fsdp")),
     (r"(^|\.)head\.kernel$", ("fsdp", "tensor")),
     (r"\.(scale|bias)$|patch_embed\.kernel$|positions\.embedding$", ()),
-    # Of a kernel's adapters a has its inputs and b its outputs (`experiments.assembly`).
+    # Of an adapted layer a has the kernel's inputs and b its outputs (`experiments.assembly`).
     (r"\.(q|k|v|gate|up)\.a$", ("fsdp", None)),
     (r"\.(q|k|v|gate|up)\.b$", (None, "tensor")),
     (r"\.(o|down)\.a$", ("tensor", None)),

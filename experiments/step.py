@@ -26,14 +26,14 @@ class TrainState:
     """All that an update changes."""
 
     step: Int[np.ndarray | Array, ""]
-    params: Any
+    params: nnx.State
     """What is trained (`experiments.assembly`), float32."""
     optimizer: Any
-    average: Any = None
+    average: nnx.State | None = None
     """Of the parameters over the updates so far, where one is kept."""
 
     @property
-    def result(self) -> Any:
+    def result(self) -> nnx.State:
         """The parameters that are evaluated and exported."""
         return self.params if self.average is None else self.average
 

@@ -100,7 +100,7 @@ def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
             metrics.close()
         state = checkpoints.best(state)
     # 4. what came of it
-    model = step.cast(recipe.model(assembly.module(state.result)), "bfloat16")
+    model = step.cast(recipe.model(assembly.merged(state.result)), "bfloat16")
     vlm.save(replace(found, model=model, trained=recipe.trained), out / "export")
     log.info("the model is in %s", out / "export")
     return 0

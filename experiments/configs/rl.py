@@ -73,7 +73,7 @@ def base(arg: str) -> ConfigDict:
     config.ema_decay = 0.0  # of an average of the parameters, evaluated and exported; 0: none
 
     # Scale
-    config.mesh = (1, 1, 1)  # devices along data, fsdp and tensor; changes no number
+    config.mesh = (1, 1, 1)  # devices along data, fsdp and tensor; no number depends on it
     config.micro_batches = 1  # of an update, to save memory
     config.remat = False  # recompute activations in the backward pass, to save memory
     config.compute_dtype = "float32"  # or bfloat16; what is trained is kept in float32

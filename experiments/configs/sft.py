@@ -48,7 +48,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.clip = 1.0
     config.ema_decay = 0.0  # of an average of the parameters, which is exported; 0: none
     # Scale. Over a mesh a batch is split where its side divides; each device has all of the rest.
-    config.mesh = (1, 1, 1)  # devices along data, fsdp and tensor; changes no number
+    config.mesh = (1, 1, 1)  # devices along data, fsdp and tensor; no number depends on it
     config.remat = False  # recompute activations in the backward pass; layers are not unrolled then
     config.compute_dtype = "float32"  # or bfloat16; what is trained is kept in float32
     config.freeze_tower = False  # the vision tower, its merger included, stays as it is

@@ -27,8 +27,9 @@ ADAM = {
     "learning_rate": 0.01, "muon_learning_rate": 0.0, "ramp_steps": 0, "decay_share": 0.0,
     "weight_decay": 0.0, "clip": 1.0,
 }  # fmt: skip
+SGD = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
 WARM = ["--config.pairs=16", "--config.warmup_steps=3", "--config.steps=3", "--config.save_every=1"]
-same = partial(np.testing.assert_allclose, atol=1e-5, rtol=0)
+same = partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +38,11 @@ def promotion():
         yield
 
 
-def taught(shape, changes=(), rates=ADAM):
+def taught(shape, changes=(), rule=SGD):
     """One who learns cells, or lessons, on a mesh: assembly, state, update, and the batches."""
     found = pupil.make()
     config = plain(read_config("sft.py:tiny", [*WARM, *changes]))
     module = sft.Pupil(found.model, rngs=nnx.Rngs(0))
-    rule = step.optimizer(rates, 10)
     assembly, state = step.start(module, rule, OFF | {"ema_decay": 0.5}, mesh.read_mesh(shape))
     loss = partial(sft.loss, shares=config["shares"])
     update = step.updater(assembly, rule, loss, decay=0.5)
@@ -93,7 +93,8 @@ def test_training_goes_from_8_devices_to_1_and_back(tmp_path):
 
 
 def test_what_an_optimizer_keeps_lies_with_its_parameter():
-    _, state, _, _ = taught((2, 2, 2), rates=ADAM | {"muon_learning_rate": 0.1})
+    rule = step.optimizer(ADAM | {"muon_learning_rate": 0.1}, 10)
+    _, state, _, _ = taught((2, 2, 2), rule=rule)
     entries, _ = jax.tree_util.tree_flatten_with_path(state)
     specs = {mesh.dotted(path): leaf.sharding.spec for path, leaf in entries}
     kept = {name: spec for name, spec in specs.items() if name.startswith("optimizer")}
@@ -116,8 +117,10 @@ def test_adapters_are_split_as_their_kernels_are():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [1, 2])
-def test_an_update_of_rl_does_not_depend_on_the_number_of_devices(parts):
+@pytest.mark.parametrize(
+    ("parts", "options"), [(2, {}), (1, {"lora_rank": 2, "seed": 0}), (1, {"freeze_tower": True})]
+)
+def test_an_update_of_rl_does_not_depend_on_the_number_of_devices(parts, options):
     found = pupil.make()
     own = Method(found, pupil.config("crpo", "--config.batch=8", "--config.beta=0.1"))
     policy = single(found.model)
@@ -128,7 +131,7 @@ def test_an_update_of_rl_does_not_depend_on_the_number_of_devices(parts):
     results = []
     for shape in ((1, 1, 1), (2, 2, 2)):
         grid = mesh.read_mesh(shape)
-        assembly, state = step.start(pupil.make().model, optax.sgd(1.0), OFF, grid)
+        assembly, state = step.start(pupil.make().model, optax.sgd(1.0), OFF | options, grid)
         update = step.updater(assembly, optax.sgd(1.0), own.loss, parts)
         before = jax.device_get(state.params)
         state, metrics = update(state, batch)

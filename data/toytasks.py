@@ -32,7 +32,7 @@ KINDS = ("predict", "prior", "posterior", "caption", "claim", "clip_caption", "w
 """Every kind of thing asked. prior and posterior ask the same, before and after the observation."""
 CAPTION_REQUEST = "Describe this video in one or two sentences."
 STRESS = 5.0
-"""Weight of the words that tell what is odd, which are few, in the loss."""
+"""Weight of the words that tell what is odd, which are few, in the loss of what is seen."""
 _EVENT_SHARE, _EVENT_PRIORS = 0.4, 0.05
 _ODD_FUTURES = 0.4
 _LOOKUPS = 0.3  # share of questions by letter that the text answers: how letters are read
@@ -77,9 +77,10 @@ def step_lesson(
     at_event = bool(odd) and rng.random() < _EVENT_SHARE
     step = int(rng.choice(odd)) if at_event else int(rng.integers(1, scene.steps))
     truth = description(scene, step)
-    before = Ask("predict", "", stressed(_future(scene, step, rng)))
+    # Of what is not seen yet no word weighs more than another, or it would seem to be likelier.
+    before = Ask("predict", "", ((_future(scene, step, rng), 1.0),))
     if rng.random() < (_EVENT_PRIORS if at_event else 0.5):  # or events would seem to be common
-        before = Ask("prior", "", stressed(truth))
+        before = Ask("prior", "", ((truth, 1.0),))
     told = Ask("posterior" if rng.random() < 0.5 else "caption", "", stressed(truth))
     able = statements(scene, step)
     wrong = _wrong_description(scene, step, able, rng, balance)

@@ -48,7 +48,7 @@ def test_what_is_told_of_a_step_is_true(lessons):
         truth = description(scene, lesson.observation[1])
         told = [ask for ask in lesson.after if ask.kind in ("posterior", "caption")]
         told += [ask for ask in lesson.before if ask.kind == "prior"]
-        assert len(lesson.before) == 1
+        assert len(lesson.before) == 1 and {weight for _, weight in lesson.before[0].answer} == {1}
         assert told and all(words(ask) == truth for ask in told)
 
 

@@ -434,6 +434,7 @@ def test_bundled_tokenizer():
     assert processor.decode(ids) == anything.replace("e\u0301", "\u00e9")  # NFC
 
 
+@pytest.mark.slow
 def test_bundled_files_are_what_the_code_makes(tmp_path):
     train().save(tmp_path)
     made = {path.name for path in tmp_path.iterdir()}

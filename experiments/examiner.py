@@ -6,16 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.viewer import State, Viewer
+from experiments.viewer import State, Viewer, greedy
 from surprise.hypotheses import clean
-from surprise.trace import Sampling
 from vlm.patches import resize
-
-
-def greedy(count: int, max_tokens: int) -> Sampling:
-    """One answer for each of `count` contexts, the likeliest token at every place."""
-    ones = np.ones((count, 1), np.float32)
-    return Sampling(max_tokens, 0 * ones, ones, 0, np.zeros(ones.shape, np.uint32))
 
 
 class Examiner(Viewer):

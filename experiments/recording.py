@@ -20,9 +20,10 @@ from flax import nnx
 
 from data.toyscene import FPS
 from data.toyworld import LEVELS, Clip, make
-from experiments.examiner import Examiner, greedy
+from experiments.examiner import Examiner
 from experiments.outputs import take, write
 from experiments.progress import Progress
+from experiments.viewer import greedy
 from surprise import Context, Prompts, Sampling, Settings
 from surprise.baselines import TUNABLE
 from surprise.hypotheses import clean, same_form

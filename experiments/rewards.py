@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from data.annotations import LETTERS
 from data.transforms import NULL_OPTION
 from experiments.arguments import UsageError
 from objectives import (
@@ -308,7 +309,7 @@ def _branches(completions, answer, options, by, route, place):
     completion names, or None."""
     letters = [chosen(*row) for row in zip(completions, options, by, strict=True)]
     said = [
-        own["ABCDEFGHIJKLMNOPQRSTUVWXYZ".index(letter)] if how == "letter" and letter else letter
+        own[LETTERS.index(letter)] if how == "letter" and letter else letter
         for letter, own, how in zip(letters, options, by, strict=True)
     ]
     right = _grid([named == own for named, own in zip(letters, answer, strict=True)], place) > 0

@@ -21,7 +21,7 @@ from experiments import rl, tasks
 from experiments.mesh import Driver
 from experiments.prompts import EMPTY, Clip, Composer, bucket
 from experiments.rewards import Place
-from experiments.views import EXPANSIONS, Views
+from experiments.views import EXPANSIONS, Views, numbers
 from surprise.trace import Context, sample_seeds
 from vlm import VLM
 from vlm.frames import Frames, lay_out
@@ -278,11 +278,6 @@ class Answers:
 
 FIELDS = ("id", "video", "options", "task", "kind", "route", "caption", "pair", "extra")
 """Of an Example, beside its question and its answer: what rewards are told."""
-
-
-def numbers(example: Example) -> Int[np.ndarray, " F"]:
-    """Of its frames, in the file."""
-    return np.arange(len(example.frames)) if example.indices is None else example.indices
 
 
 def _shared(samples: rl.Samples) -> rl.Samples:

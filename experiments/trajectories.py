@@ -22,10 +22,10 @@ from experiments.arguments import UsageError
 from experiments.mesh import Driver
 from experiments.prompts import Composer
 from experiments.rewards import RewardError
-from experiments.rollout import FIELDS, Asked, Rollouts, compose, fitted, numbers, sampled
-from experiments.viewer import Viewer
-from experiments.views import evenly
-from surprise import Context, Episode, Sampling, Settings, SettingsError, select_frames, watch
+from experiments.rollout import FIELDS, Asked, Rollouts, compose, fitted, sampled
+from experiments.viewer import Viewer, greedy
+from experiments.views import evenly, numbers
+from surprise import Context, Episode, Settings, SettingsError, select_frames, watch
 from surprise.hypotheses import Hypotheses, parse
 from surprise.likelihood import PROBE_FLOOR, reduce_nll, weigh
 from surprise.schedule import observation, window
@@ -220,16 +220,8 @@ class Trajectories:
                 name, view = f"{example.id}/{g}", tuple(range(len(places)))
                 viewer.add(name, example.frames[places], example.seconds[places], [view])
                 contexts.append(Context(name, 0, self.config["system"], "", view))
-        ones = np.ones((len(contexts), 1), np.float32)
-        greedy = Sampling(
-            max_tokens=self.config["caption_tokens"],
-            temperature=0 * ones,
-            top_p=ones,
-            top_k=0,
-            seeds=np.zeros(ones.shape, np.uint32),
-        )
-        state = viewer.look(contexts)
-        answers = viewer.generate(state, self.config["caption_question"], greedy)
+        how = greedy(len(contexts), self.config["caption_tokens"])
+        answers = viewer.generate(viewer.look(contexts), self.config["caption_question"], how)
         return [answer.text for row in answers for answer in row]
 
     def _told(

@@ -38,6 +38,12 @@ class State:
     cache: Any
 
 
+def greedy(count: int, max_tokens: int) -> Sampling:
+    """One answer for each of `count` contexts, the likeliest token at every place."""
+    ones = np.ones((count, 1), np.float32)
+    return Sampling(max_tokens, 0 * ones, ones, 0, np.zeros(ones.shape, np.uint32))
+
+
 class Viewer:
     """Answers what the surprise loop asks, for the videos that have been added.
 
@@ -152,11 +158,8 @@ class Viewer:
 
     def summarize(self, prompts: Sequence[str], *, system: str, max_tokens: int) -> list[str]:
         asked = [self._prompts.request(system, prompt) for prompt in prompts]
-        ones = np.ones((len(prompts), 1), np.float32)
-        greedy = Sampling(max_tokens, 0 * ones, ones, 0, np.zeros(ones.shape, np.uint32))
-        return [row[0].text for row in self._answers(None, self._filled(asked), greedy)][
-            : len(prompts)
-        ]
+        answers = self._answers(None, self._filled(asked), greedy(len(prompts), max_tokens))
+        return [row[0].text for row in answers[: len(prompts)]]
 
     # Host side of a prompt
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from data import variants
+from data.annotations import LETTERS
 from data.transforms import branches, reverse
 from data.types import Example
 from data.variants import Scores, uniform_places
@@ -47,8 +49,8 @@ def counterfactual(example: Example, config: dict[str, Any]) -> Views:
 def importance(example: Example, config: dict[str, Any]) -> Views:
     """`num_views` draws of `frames` frames that matter, the first evenly spaced (STRIVE)."""
     values = SCORES[config["scorer"]](example.frames)
-    pool = tuple(range(len(example.frames))) if example.indices is None else example.indices
-    scores = Scores(tuple(int(index) for index in pool), tuple(values.tolist()))
+    pool = tuple(numbers(example).tolist())
+    scores = Scores(pool, tuple(values.tolist()))
     how = variants.Sampling(
         budget=config["frames"] or len(pool),
         views=config["num_views"],
@@ -77,7 +79,7 @@ def reworded(example: Example, config: dict[str, Any]) -> Views:
     views = [example]
     while len(views) < config["num_views"]:
         order = rng.permutation(len(example.options))
-        letter = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[order.tolist().index(ord(example.answer) - ord("A"))]
+        letter = LETTERS[order.tolist().index(LETTERS.index(example.answer))]
         options = tuple(example.options[i] for i in order)
         views.append(replace(example, options=options, answer=letter))
     return Views(tuple(views))
@@ -103,6 +105,11 @@ def evenly(example: Example, count: int) -> Example:
         seconds=example.seconds[places],
         indices=None if example.indices is None else example.indices[places],
     )
+
+
+def numbers(example: Example) -> Int[np.ndarray, " F"]:
+    """Of its frames, in the file."""
+    return np.arange(len(example.frames)) if example.indices is None else example.indices
 
 
 def _generator(example: Example, config: dict[str, Any]) -> np.random.Generator:

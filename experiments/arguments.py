@@ -112,3 +112,13 @@ def _apply(config: ConfigDict, change: str) -> None:
     except (ValueError, KeyError):
         kind = "true or false" if isinstance(before, bool) else type(before).__name__
         raise UsageError(f"{_KEY}{name} is {text!r}; it must be {kind}") from None
+
+
+def check_process(process: int, processes: int) -> None:
+    """Raises UsageError where there is no such process."""
+    if processes < 1:
+        raise UsageError(f"--config.processes is {processes}; it must be positive")
+    if not 0 <= process < processes:
+        raise UsageError(
+            f"--config.process is {process}; the processes count from 0 to {processes - 1}"
+        )

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from experiments.arguments import UsageError
-from experiments.mesh import Driver, sharded, shardings, single
+from experiments.mesh import Driver, here, put, sharded, shardings, single
 from vlm.text import Decoder
 
 OFF = {
@@ -70,7 +70,10 @@ class Assembly:
 
     def merged(self, params: nnx.State) -> nnx.Module:
         """The module as it is exported: kernels have adapters, if there are any, added to them."""
-        module = nnx.merge(self.graph, params, self.frozen)
+        frozen = self.frozen
+        if self.mesh is not None:
+            params, frozen = here(params, self.mesh), here(frozen, self.mesh)
+        module = nnx.merge(self.graph, params, frozen)
         for part in _projections(module):
             for name, layer in list(nnx.iter_children(part)):
                 if isinstance(layer, Adapted):
@@ -116,7 +119,9 @@ def assemble(
     graph, params, frozen = nnx.split(module, _trained(config), ...)
     frozen = _cast(frozen, config["compute_dtype"])
     if mesh is not None:
-        frozen = jax.device_put(frozen, shardings(frozen, mesh))
+        frozen, params = (
+            jax.tree.map(put, part, shardings(part, mesh)) for part in (frozen, params)
+        )
     return Assembly(graph, frozen, config["compute_dtype"], mesh), params
 
 

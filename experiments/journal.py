@@ -3,6 +3,7 @@
 metrics.jsonl             means over the steps since the last line, a line every `log_every` steps
 tensorboard/              the same numbers, as TensorBoard reads them
 completions/STEP.parquet  what was said at the last of these steps, and what it earned
+failures.jsonl            what could not be read
 report.html               curves, and a few of the last rollouts (`curves.py`)
 """
 
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from experiments import hosts
+from experiments.outputs import write
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -31,7 +35,8 @@ _SHOWN = ("reward", "frac_reward_zero_std", "completions/mean_length", "kl", "p_
 class Metrics:
     """The record of a run in `out`, of which `step` steps are done; nan is what was not there.
 
-    What is there of later steps goes: they are done again. Of several processes the first writes.
+    What is there of later steps goes: they are done again. Of several processes the first writes:
+    figures of all of them, and of what was said its own share.
     """
 
     def __init__(self, out: Path, step: int, config: dict[str, Any]):
@@ -73,11 +78,23 @@ class Metrics:
         now = time.monotonic()
         rate = (step - self._step) / (now - self._time)
         if self._videos:
-            means["videos_per_hour"] = 3600 * self._videos / (now - self._time)
+            videos = self._videos * jax.process_count()
+            means["videos_per_hour"] = 3600 * videos / (now - self._time)
+        means = hosts.means(means)
         self._step, self._time, self._values, self._videos = step, now, [], 0
         if self._writes:
             self._keep(step, means)
             self._tell(means, rate)
+
+    def list_failures(self, failures: list[dict[str, str]]) -> None:
+        """Adds what could not be read to failures.jsonl, each video once."""
+        every = [failure for share in hosts.gather(failures) for failure in share]
+        if not (self._writes and every):
+            return
+        file = self._out / "failures.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        lines += [json.dumps(failure) for failure in every]
+        write(file, "".join(f"{line}\n" for line in dict.fromkeys(lines)))
 
     def report(self, step: int) -> None:
         """Writes report.html, after `step` steps."""

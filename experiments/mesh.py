@@ -7,6 +7,7 @@ drivers run the same job and give the same numbers.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,9 +117,11 @@ def sharded(model: Model, mesh: Mesh) -> Driver:
     """One model spread over a mesh with AXES: parameters by rule, prompts and caches by batch.
 
     Prompts are split over data and fsdp, keys and values over tensor as well. The model may be
-    placed already (see `placement`), which one that exceeds a device must be.
+    placed already (see `placement`), which one that exceeds a device must be. Where the mesh is one
+    of several processes, each has a driver of its own, over its own devices.
     """
     graph, params = nnx.split(model)
+    params, mesh = here(params, mesh), own_mesh(mesh)
     place = placement(mesh)
     params = jax.tree_util.tree_map_with_path(lambda path, leaf: place(dotted(path), leaf), params)
 
@@ -136,23 +139,40 @@ class _Split:
     structure: Any
 
 
-def make_mesh(shape: Sequence[int]) -> Mesh:
+def make_mesh(shape: Sequence[int], *, everywhere: bool = False) -> Mesh:
     """A mesh of this process's first devices; shape: how many along data, fsdp and tensor.
 
-    Raises ValueError where there are fewer devices.
+    `everywhere`: of all processes', one after the other, as many of each; `tensor` within one.
+
+    Raises ValueError where there are fewer devices, or no such shares.
     """
-    devices = jax.local_devices()
-    needed = int(np.prod(shape))
-    if len(shape) != len(AXES) or needed < 1 or needed > len(devices):
+    needed = math.prod(shape)
+    processes = jax.process_count() if everywhere else 1
+    found = [
+        [device for device in jax.devices() if device.process_index == process]
+        for process in (range(processes) if everywhere else [jax.process_index()])
+    ]
+    fewest = min(map(len, found))
+    if len(shape) != len(AXES) or not 1 <= needed <= processes * fewest:
         raise ValueError(
-            f"a mesh of {tuple(shape)} over {', '.join(AXES)} does not fit {len(devices)} devices"
+            f"a mesh of {tuple(shape)} over {', '.join(AXES)} does not fit "
+            f"{processes * fewest} devices"
         )
-    grid = np.array(devices[:needed]).reshape(tuple(shape))
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    each = needed // processes
+    if needed % processes or each % shape[-1]:
+        raise ValueError(
+            f"a mesh of {tuple(shape)} over {', '.join(AXES)} can't be shared by {processes} "
+            "processes: each gives as many devices, a multiple of tensor"
+        )
+    grid = np.array([device for devices in found for device in devices[:each]])
+    return Mesh(grid.reshape(tuple(shape)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def read_mesh(shape: Sequence[Any]) -> Mesh | None:
-    """The mesh that `--config.mesh` asks for; None where it is one device. Raises UsageError."""
+    """The mesh, over all processes, that `--config.mesh` asks for; None where it is one device.
+
+    Raises UsageError.
+    """
     try:
         sizes = tuple(int(size) for size in shape)
     except ValueError:
@@ -160,7 +180,8 @@ def read_mesh(shape: Sequence[Any]) -> Mesh | None:
             f"--config.mesh is {','.join(map(str, shape))}; write it as 4,2,1"
         ) from None
     try:
-        return make_mesh(sizes) if sizes != (1, 1, 1) else None
+        alone = sizes == (1, 1, 1) and jax.process_count() == 1
+        return None if alone else make_mesh(sizes, everywhere=True)
     except ValueError as error:
         raise UsageError(f"--config.mesh: {error}") from None
 
@@ -169,9 +190,18 @@ def placement(mesh: Mesh) -> Callable[[str, Any], jax.Array]:
     """(dotted path of a parameter, array) -> the array in its place, for `vlm.load`."""
 
     def place(path: str, array) -> jax.Array:
-        return jax.device_put(array, NamedSharding(mesh, partition(path, array.shape, mesh)))
+        return put(array, NamedSharding(mesh, partition(path, array.shape, mesh)))
 
     return place
+
+
+def put(array: Any, place: NamedSharding) -> jax.Array:
+    """An array in its place; one of the host, or of a device, each process has all of."""
+    there = isinstance(array, jax.Array) and not array.is_fully_addressable
+    if place.is_fully_addressable or there:
+        return jax.device_put(array, place)
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
 
 
 def shardings(state: Any, mesh: Mesh) -> Any:
@@ -196,9 +226,23 @@ def spread(batch: Any, mesh: Mesh) -> Any:
 
     def one(path, leaf):
         there = isinstance(leaf, jax.Array)
-        return leaf if there else jax.device_put(leaf, _batch_sharding(mesh, path, leaf))
+        return leaf if there else put(leaf, _batch_sharding(mesh, path, leaf))
 
     return jax.tree_util.tree_map_with_path(one, batch)
+
+
+def spread_shares(batch: Any, mesh: Mesh) -> Any:
+    """As `spread`, of each process's share of a batch, arrays whose first axis all devices split.
+
+    The batch is the shares behind one another.
+    """
+
+    def one(leaf: np.ndarray) -> jax.Array:
+        shape = (len(leaf) * jax.process_count(), *leaf.shape[1:])
+        place = NamedSharding(mesh, P(_BATCH))
+        return jax.make_array_from_process_local_data(place, leaf, shape)
+
+    return jax.tree.map(one, batch)
 
 
 def spread_parts(parts: Any, mesh: Mesh) -> Any:
@@ -214,6 +258,50 @@ def spread_parts(parts: Any, mesh: Mesh) -> Any:
 def replicas(mesh: Mesh | None) -> int:
     """Over how many devices a batch is split."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """A mesh of this process's devices alone; the mesh itself where there are no others.
+
+    It splits parameters as the other does, as far as this process's devices go.
+    """
+    if not mesh.is_multi_process:
+        return mesh
+    return _by_process(mesh)[jax.process_index()]
+
+
+def here(tree: Any, mesh: Mesh) -> Any:
+    """A whole copy of parameters on this process's devices, for `own_mesh`.
+
+    Free where fsdp and tensor lie within a process; else they are gathered from the others.
+    """
+    if not mesh.is_multi_process:
+        return tree
+    meshes = _by_process(mesh)
+    own = meshes[jax.process_index()]
+    grid = np.stack([part.devices for part in meshes])
+    wide = Mesh(grid, ("process", *AXES), axis_types=(AxisType.Auto,) * 4)
+
+    def one(path, leaf) -> jax.Array:
+        spec = partition(dotted(path), leaf.shape, own)
+        leaf = put(leaf, NamedSharding(wide, spec))
+        shards = {shard.device: shard.data for shard in leaf.addressable_shards}
+        return jax.make_array_from_single_device_arrays(
+            leaf.shape, NamedSharding(own, spec), [shards[device] for device in own.devices.flat]
+        )
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _by_process(mesh: Mesh) -> list[Mesh]:
+    """What each process has of a mesh made by `make_mesh`."""
+    rows = mesh.devices.reshape(jax.process_count(), -1)
+    tensor = mesh.shape["tensor"]
+    fsdp = math.gcd(mesh.shape["fsdp"], rows.shape[1] // tensor)
+    return [
+        Mesh(row.reshape(-1, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        for row in rows
+    ]
 
 
 def dotted(path) -> str:
@@ -237,7 +325,7 @@ def _fitting(axes: Sequence, shape: Sequence[int], mesh: Mesh) -> P:
 
     def devices(axis) -> int:
         names = axis if isinstance(axis, tuple) else (axis,)
-        return int(np.prod([mesh.shape[name] for name in names]))
+        return math.prod(mesh.shape[name] for name in names)
 
     kept = [
         axis if axis and devices(axis) > 1 and size % devices(axis) == 0 else None

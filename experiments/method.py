@@ -18,11 +18,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from experiments import rl, tasks
+from experiments import hosts, rl
 from experiments.arguments import UsageError
 from experiments.assembly import driver, untouched
 from experiments.judge import open_judge
-from experiments.mesh import Driver, replicas
+from experiments.mesh import Driver, replicas, spread_shares
 from experiments.rewards import Place, Rewards, rewarder
 from experiments.rollout import Answers, Rollouts
 from experiments.trajectories import Trajectories
@@ -73,11 +73,13 @@ class Method:
         collector: Any = None,
     ):
         self.config, self.objective = config, objective(config, replicas(mesh))
-        tasks.check(config)
         self.module, self.trained = found.model, found.trained
+        self._cell = found.config.vision.merge**2
         self.loss = partial(rl.loss, objective=self.objective, remat=config["remat"])
-        self.parts = config["micro_batches"]
+        self.parts, self.spread = config["micro_batches"], spread_shares
         self.updates = config["num_iterations"] * config["num_minibatches"]
+        if config["video_pixels"]:
+            found = replace(found, processor=found.processor.limited(config["video_pixels"]))
         if collector is None:
             collector = (Trajectories if config["views"] == "steps" else Answers)(found, config)
         self._collector = collector
@@ -92,6 +94,14 @@ class Method:
         self._in_vain, self._clock = 0, time.monotonic()
         self._validation: list[Any] = []
 
+    def failures(self) -> list[dict[str, str]]:
+        """What could not be read since the last call."""
+        return self._collector.source.failures()
+
+    def close(self) -> None:
+        """Ends what reads videos."""
+        self._collector.source.close()
+
     def sample(self, run: Driver, prompts: Any) -> Rollouts:
         """What the policy that `run` holds makes of a batch of prompts."""
         return self._collector.sample(run, prompts)
@@ -103,7 +113,8 @@ class Method:
     def advantages(self, rewards: Rewards) -> Float[np.ndarray, "B M G"]:
         """What each sample was worth beside those that it is compared with."""
         compare = ADVANTAGES[self.config["advantage"]]
-        return np.asarray(compare(*_filled(rewards), self.config["advantage_eps"]))
+        everybody = map(hosts.joined, _filled(rewards))
+        return hosts.own(np.asarray(compare(*everybody, self.config["advantage_eps"])))
 
     def batches(
         self, run: Driver, rollouts: Rollouts, rewards: Rewards, advantages: np.ndarray
@@ -127,8 +138,9 @@ class Method:
             behaviour = run.fetch(run(*scored, **how))
         if self._reference is not None:
             reference = self._reference.fetch(self._reference(*scored, **how))
+        sizes = np.max(hosts.gather(rl.sizes(prompts)), axis=0)
         whole = rl.Experience(
-            prompts=prompts,
+            prompts=rl.padded(prompts, sizes, self._cell),
             tokens=samples.tokens,
             mask=mask,
             advantages=rows.astype(np.float32),
@@ -250,8 +262,9 @@ class Method:
         # The rows of a trajectory are one action; else each row is a sequence.
         action = self.objective.loss_type == "reinforce"
         sequences = len(share.mask) * grid[1] * grid[2] if action else share.mask.any(-1).sum()
-        alike = np.ones(len(share.mask), np.float32)
-        return replace(share, sequences=alike * sequences, count=alike * share.mask.sum())
+        sequences, count = np.sum(hosts.gather((sequences, share.mask.sum())), axis=0)
+        alike = (np.full(len(share.mask), number, np.float32) for number in (sequences, count))
+        return replace(share, **dict(zip(("sequences", "count"), alike, strict=True)))
 
     def _explain(self, flat: float, groups: int) -> None:
         """Says why nothing is learned, after many groups in a row without signal."""

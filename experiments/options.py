@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.arguments import UsageError
+from experiments.arguments import UsageError, check_process
 from surprise import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -37,16 +37,12 @@ class Options:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Options:
         own = {name: config[name] for name in cls.__annotations__ if name != "settings"}
-        for name in ("timeout", "batch", "processes"):
+        for name in ("timeout", "batch"):
             if own[name] <= 0:
                 raise UsageError(f"--config.{name} is {own[name]}; it must be positive")
         if own["driver"] not in DRIVERS:
             raise UsageError(f"--config.driver is {own['driver']}; choose from {DRIVERS}")
-        if not 0 <= own["process"] < own["processes"]:
-            raise UsageError(
-                f"--config.process is {own['process']}; the processes count from 0 to "
-                f"{own['processes'] - 1}"
-            )
+        check_process(own["process"], own["processes"])
         try:
             own["mesh"] = tuple(int(size) for size in own["mesh"])
         except ValueError:
@@ -71,14 +67,9 @@ class Options:
             return self.process, self.processes
         import jax
 
-        jax.config.update("jax_enable_recoverability", True)
-        try:
-            if self.coordinator == "auto":  # TPU pods, Slurm and the like tell it themselves
-                jax.distributed.initialize()
-            else:
-                jax.distributed.initialize(self.coordinator, self.processes, self.process)
-        except (ValueError, RuntimeError) as error:
-            raise UsageError(f"--config.coordinator={self.coordinator}: {error}") from None
+        from experiments import hosts
+
+        hosts.join(self.coordinator, self.process, self.processes, recoverable=True)
         return jax.process_index(), jax.process_count()
 
     def load(self, model: str, *, chains: int) -> tuple[VLM, Driver]:

@@ -8,7 +8,8 @@ batch can be cut into micro-batches anywhere between groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -127,6 +128,61 @@ class Objective:
             if vars(self)[name] not in choices:
                 found = vars(self)[name]
                 raise ValueError(f"{name} is {found!r}; choose from {', '.join(choices)}")
+
+
+def sizes(prompts: Prompts) -> tuple[int, int, int]:
+    """What `padded` can add to: tokens of a prompt, patches of a group, slots of a patch."""
+    if prompts.frames is None:
+        return prompts.ids.shape[2], 0, 0
+    patches, slots = prompts.frames.valid.shape
+    return prompts.ids.shape[2], patches // len(prompts.ids), slots
+
+
+def padded(prompts: Prompts, room: Sequence[int], cell: int) -> Prompts:
+    """The same prompts in arrays of the given `sizes`, for shares of a batch that are to be alike.
+
+    cell: slots of a row of the tower's output.
+    """
+    old = sizes(prompts)
+    tokens, patches, slots = (there - now for there, now in zip(room, old, strict=True))
+    if tokens == patches == slots == 0:
+        return prompts
+    frames, visual = prompts.frames, prompts.visual
+    if frames is not None:
+        patch, row = np.divmod(visual, old[2] // cell)
+        visual = np.where(visual >= 0, patch * (room[2] // cell) + row, -1).astype(visual.dtype)
+
+        def larger(leaf: np.ndarray, *, slotted: bool) -> np.ndarray:
+            leaf = leaf.reshape(-1, old[1], *leaf.shape[1:])
+            leaf = np.pad(leaf, _behind(leaf, 1, patches), mode="edge")  # as `compose` does
+            leaf = np.pad(leaf, _behind(leaf, 2, slots)) if slotted else leaf
+            return leaf.reshape(-1, *leaf.shape[2:])
+
+        frames = Frames(
+            patches=larger(frames.patches, slotted=True),
+            coordinates=larger(frames.coordinates, slotted=True),
+            valid=larger(frames.valid, slotted=True),
+            sizes=larger(frames.sizes, slotted=False),
+        )
+
+    def longer(leaf: np.ndarray, fill: int) -> np.ndarray:
+        return np.pad(leaf, _behind(leaf, -1, tokens), constant_values=fill)
+
+    return replace(
+        prompts,
+        frames=frames,
+        ids=longer(prompts.ids, 0),
+        positions=longer(prompts.positions, 1),
+        valid=longer(prompts.valid, 0),
+        visual=longer(visual, -1),
+    )
+
+
+def _behind(leaf: np.ndarray, axis: int, count: int) -> list[tuple[int, int]]:
+    """Room for `count` more at the end of an axis, as `np.pad` takes it."""
+    widths = [(0, 0)] * leaf.ndim
+    widths[axis] = (0, count)
+    return widths
 
 
 # Jobs: pure functions of a model and of arrays (see `experiments.mesh`).

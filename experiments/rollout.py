@@ -180,12 +180,16 @@ class Answers:
 
     def __init__(self, vlm: VLM, config: dict[str, Any]):
         self.config = config
+        choosing = config["views"] == "importance"  # of frames, among more than are shown
+        self.source = tasks.source(
+            config, vlm.processor, config["pool"] if choosing else config["frames"]
+        )
         self._processor = vlm.processor
         self._composer = Composer(vlm.processor)
 
     def prompts(self, number: int, *, split: str = "train") -> Batch:
         """Batch `number`, a function of the seed and of nothing that came before."""
-        examples = tasks.toy(number, self.config, split=split)
+        examples = self.source(number, split=split)
         views = tuple(
             EXPANSIONS[self.config["views"]](fitted(example, self._processor), self.config)
             for example in examples

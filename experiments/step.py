@@ -17,7 +17,7 @@ from jaxtyping import Array, Int
 from optax.contrib import MuonDimensionNumbers, muon
 
 from experiments.assembly import OFF, Assembly, assemble
-from experiments.mesh import replicas, shardings, spread, spread_parts
+from experiments.mesh import own_mesh, replicas, shardings, spread, spread_parts
 
 
 @jax.tree_util.register_dataclass
@@ -98,15 +98,19 @@ def start(
     `config`: freeze_tower, lora_rank and lora_alpha, compute_dtype, ema_decay.
     """
     assembly, params = assemble(module, config, mesh)
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        optimizer=rule.init(params),
-        average=jax.tree.map(jnp.copy, params) if config["ema_decay"] else None,
-    )
-    if mesh is not None:
-        state = jax.device_put(state, shardings(state, mesh))
-    return assembly, state
+
+    def begin(params: nnx.State) -> TrainState:
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            optimizer=rule.init(params),
+            average=jax.tree.map(jnp.copy, params) if config["ema_decay"] else None,
+        )
+
+    if mesh is None:
+        return assembly, begin(params)
+    places = shardings(jax.eval_shape(begin, params), mesh)
+    return assembly, jax.jit(begin, out_shardings=places)(params)
 
 
 def cast(module: nnx.Module, dtype: str) -> nnx.Module:
@@ -121,6 +125,7 @@ def updater(
     loss: Callable,
     parts: int = 1,
     decay: float = 0.0,
+    spread: Callable[[Any, Mesh], Any] = spread,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """The jitted update of a state by a batch; `loss(module, batch)` gives loss and metrics.
 
@@ -132,6 +137,7 @@ def updater(
     activations of one exist at a time. Their losses and metrics must add up to the batch's; of a
     metric whose name ends in /max the largest counts.
     decay: of the state's average, if it has one: average <- decay · average + (1 - decay) · params.
+    spread: puts a batch on the mesh; `experiments.mesh` has one for batches and one for shares.
     """
     mesh = assembly.mesh
 
@@ -202,8 +208,9 @@ def memory(
 
     part = jax.tree.map(lambda leaf: leaf[: len(leaf) // parts], batch)
     saved = jax.eval_shape(kept, state.params, assembly.frozen, part)
+    devices = 1 if assembly.mesh is None else replicas(own_mesh(assembly.mesh))
     own = _bytes(assembly.frozen) + _bytes(state) + 2 * _bytes(state.params)
-    return own + _bytes(saved) // replicas(assembly.mesh)
+    return own + _bytes(saved) // devices
 
 
 def _bytes(tree: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,25 +46,34 @@ def main(argv: Sequence[str]) -> int:
 def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
     """Trains to config["steps"] and exports the model; 0, or 1 where it had to stop before."""
     import vlm
-    from experiments import step
+    from experiments import hosts, step
     from experiments.checkpoint import Checkpoints
     from experiments.journal import Metrics
     from experiments.mesh import read_mesh
     from experiments.rewards import RewardError
 
     # 1. what is trained, how and where
+    hosts.join(*(config[key] for key in hosts.KEYS))
     mesh = read_mesh(config["mesh"])
     found, recipe = _recipe(config, mesh)
     rule = step.optimizer(config, config["steps"] * recipe.updates)
     assembly, state = step.start(recipe.module, rule, config, mesh)
-    update = step.updater(assembly, rule, recipe.loss, recipe.parts, config["ema_decay"])
+    how = (recipe.parts, config["ema_decay"], recipe.spread)
+    update = step.updater(assembly, rule, recipe.loss, *how)
     if dry_run:
-        recipe.show(assembly.driver(state.params), recipe.prompts(0))
+        with closing(recipe):
+            recipe.show(assembly.driver(state.params), recipe.prompts(0))
         return 0
-    # Where a run goes on, on how many devices, changes none of its numbers.
-    take(out, config, free=["mesh"])
+    # Where a run goes on, on how many devices of how many processes, changes none of its numbers.
+    if hosts.first():
+        take(out, config, free=["mesh", *hosts.KEYS])
+    hosts.wait("folder")
     keeping = {"keep": config["keep"], "best": recipe.best}
-    with Checkpoints(out / "checkpoints", **keeping) as checkpoints, _told() as told:
+    with (
+        Checkpoints(out / "checkpoints", **keeping) as checkpoints,
+        closing(recipe),
+        _told() as told,
+    ):
         # 2. where it stands
         state = checkpoints.latest(state)
         start = int(state.step) // recipe.updates
@@ -79,16 +88,19 @@ def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
                 for batch in batches:
                     state, values = update(state, batch)
                     metrics.add(values)
+                ended = any(hosts.gather(bool(told)))
                 last, seen = done == config["steps"], {}
                 if recipe.evaluates(done):
-                    seen = recipe.evaluated(assembly.driver(state.result))
+                    seen = partial(recipe.evaluated, assembly.driver(state.result))
+                    seen = hosts.means(hosts.all_or_none(seen, RewardError))
                     metrics.add(seen)
-                if done % config["log_every"] == 0 or last or told:
+                if done % config["log_every"] == 0 or last or ended:
                     metrics.write(done)
-                if done % config["save_every"] == 0 or recipe.best in seen or last or told:
+                    metrics.list_failures(recipe.failures())
+                if done % config["save_every"] == 0 or recipe.best in seen or last or ended:
                     checkpoints.save(done, state, seen)
                     metrics.report(done)
-                if told and not last:
+                if ended and not last:
                     log.info("stopped after step %d; the same command goes on from there", done)
                     return 1
         except RewardError as error:
@@ -101,8 +113,10 @@ def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
         state = checkpoints.best(state)
     # 4. what came of it
     model = step.cast(recipe.model(assembly.merged(state.result)), "bfloat16")
-    vlm.save(replace(found, model=model, trained=recipe.trained), out / "export")
-    log.info("the model is in %s", out / "export")
+    if hosts.first():
+        vlm.save(replace(found, model=model, trained=recipe.trained), out / "export")
+        log.info("the model is in %s", out / "export")
+    hosts.wait("export")
     return 0
 
 
@@ -114,11 +128,15 @@ def experience(
     metrics: Metrics,
 ) -> list[Any]:
     """Prompts -> the batches of the next updates; supervised ones are that already."""
+    from experiments.hosts import all_or_none
+    from experiments.rewards import RewardError
+
     if isinstance(recipe, Supervised):
         return [prompts]
     policy = assembly.driver(state.params)
-    rollouts = recipe.sample(policy, prompts)  # [B, M, G, L]
-    rewards = recipe.reward(rollouts)  # [B, M, G]
+    # Of several processes each has its share of B; they compare rewards before they go on.
+    rollouts = all_or_none(partial(recipe.sample, policy, prompts), RewardError)  # [B, M, G, L]
+    rewards = all_or_none(partial(recipe.reward, rollouts), RewardError)  # [B, M, G]
     advantages = recipe.advantages(rewards)  # [B, M, G]
     batches = recipe.batches(policy, rollouts, rewards, advantages)
     metrics.add(recipe.told(rollouts, rewards))
@@ -133,6 +151,8 @@ class Supervised:
     module: Any
     prompts: Callable[[int], Any]
     loss: Callable
+    spread: Callable
+    """Puts a batch on the mesh; every process makes all of it."""
     updates: int = 1
     """Made of what one call of `prompts` gives."""
     parts: int = 1
@@ -149,6 +169,13 @@ class Supervised:
         """Never: `saccade evaluate` does."""
         return False
 
+    def failures(self) -> list[dict[str, str]]:
+        """None: nothing is read."""
+        return []
+
+    def close(self) -> None:
+        """Nothing is open."""
+
     def show(self, *_: Any) -> None:
         """Raises UsageError: there is nothing to show."""
         raise UsageError("--dry-run shows what a policy says; supervised training asks nothing")
@@ -160,7 +187,7 @@ def _recipe(config: dict[str, Any], mesh: Mesh | None) -> tuple[VLM, Supervised 
 
     import vlm
     from experiments import assembly
-    from experiments.mesh import placement
+    from experiments.mesh import placement, spread
 
     assembly.check(config)
     place = None if mesh is None else placement(mesh)
@@ -179,7 +206,7 @@ def _recipe(config: dict[str, Any], mesh: Mesh | None) -> tuple[VLM, Supervised 
             pupil = sft.Pupil(found.model, rngs=nnx.Rngs(config["seed"]))
             how = {name: config[name] for name in ("shares", "unroll", "remat")}
             teacher = sft.Teacher(found.processor, config)
-            return found, Supervised(pupil, teacher, partial(sft.loss, **how))
+            return found, Supervised(pupil, teacher, partial(sft.loss, **how), spread)
         if config["recipe"] == "rl":
             from experiments.method import Method
 

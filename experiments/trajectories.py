@@ -49,6 +49,7 @@ class Trajectories:
                 "--config.surprise.caption_temperature must be 0: the trajectories of a video "
                 "share its history"
             )
+        self.source = tasks.source(config, vlm.processor, self.settings.steps)
         self._vlm = vlm
         self._composer = Composer(vlm.processor)
 
@@ -56,7 +57,7 @@ class Trajectories:
         """Batch `number`: B clips with the K frames at which beliefs are measured."""
         examples = [
             fitted(evenly(example, self.settings.steps), self._vlm.processor)
-            for example in tasks.toy(number, self.config, split=split)
+            for example in self.source(number, split=split)
         ]
         return number, examples
 

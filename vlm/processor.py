@@ -6,6 +6,7 @@ torch and `transformers` are not needed.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
@@ -109,6 +110,13 @@ class Processor:
         directory.mkdir(parents=True, exist_ok=True)
         self._tokenizer.save(directory)
         write_settings(directory, self.settings, self.config)
+
+    def limited(self, pixels: int) -> Processor:
+        """The same, but for videos of at most `pixels` a frame (of a clip, in Qwen3-VL)."""
+        other = copy.copy(self)
+        fewest = min(self.settings.video_pixels[0], pixels)
+        other.settings = dataclasses.replace(self.settings, video_pixels=(fewest, pixels))
+        return other
 
     def frame_size(
         self,

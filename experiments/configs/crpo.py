@@ -10,7 +10,7 @@ from experiments.configs.rl import base
 
 def get_config(arg: str = ""):
     config = base(arg)
-    config.toy.routed = True
+    config.routed = True
     config.views = "counterfactual"
     config.num_generations = 4  # of each branch
     config.rewards = ("behaviour", "relation", "option")

@@ -16,10 +16,19 @@ def base(arg: str) -> ConfigDict:
     config.seed = 0
     config.steps = 100
 
-    # What is asked: one question about each of `batch` clips a step
+    # What is asked: one question about each of `batch` videos a step (experiments/tasks.py)
     config.batch = 8
-    config.toy = ConfigDict({"level": "full", "tasks": (), "routed": False})
-    config.frames = 16  # shown of a clip, evenly spaced; 0: all
+    config.dataset = "toy"  # or a reader's name (data/readers.py): manifest, video_r1, nextqa ...
+    config.annotations = ""  # of that: its file or folder
+    config.validation = ""  # the same, for evaluations
+    config.roots = ()  # folders of the videos, where they are not the annotations' own
+    config.level = "full"  # of toy clips
+    config.tasks = ()  # asked about, all where none is named; or "caption"
+    config.routed = False  # only what has a route; to a file's items rules give one
+    config.frames = 16  # shown of a video, evenly spaced; 0: all of a toy clip
+    config.video_pixels = 0  # most of a frame (Qwen3-VL: of a clip); 0: as the model's files say
+    config.workers = 2  # processes that read videos
+    config.timeout = 60.0  # seconds that one of them may be silent
     config.system = "You are a careful observer of videos."
     config.answer_by = "word"  # or letter
     config.prompt_tokens = 224  # prompts are padded to this, or to the next larger bucket
@@ -28,6 +37,7 @@ def base(arg: str) -> ConfigDict:
     config.views = "plain"
     config.num_views = 2  # of `importance` and `reworded`
     config.null_option = True  # of `counterfactual`: "None of the above" is offered
+    config.pool = 64  # frames of a video that `importance` chooses among; all of a toy clip
     config.scorer = "change of difference deflickered"  # of `importance` (surprise.baselines)
     config.coverage = "stratified"  # of `importance` (data.variants)
     config.frame_temperature = 0.5
@@ -74,6 +84,9 @@ def base(arg: str) -> ConfigDict:
 
     # Scale
     config.mesh = (1, 1, 1)  # devices along data, fsdp and tensor; no number depends on it
+    config.coordinator = ""  # host:port of process 0, where several processes share the mesh
+    config.processes = 1  # of them; the coordinator "auto" knows itself, on TPU pods and Slurm
+    config.process = 0  # this one
     config.micro_batches = 1  # of an update, to save memory
     config.remat = False  # recompute activations in the backward pass, to save memory
     config.compute_dtype = "float32"  # or bfloat16; what is trained is kept in float32

@@ -5,7 +5,7 @@ from experiments.configs.rl import base
 
 def get_config(arg: str = ""):
     config = base(arg)
-    config.toy.level = "brief"  # what is asked about passes, and half of the frames may miss it
+    config.level = "brief"  # what is asked about passes, and half of the frames may miss it
     config.frames = 8
     config.prompt_tokens = 160
     config.views = "importance"

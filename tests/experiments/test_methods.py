@@ -171,7 +171,7 @@ def test_a_dry_run_shows_answers_and_trains_nothing(tmp_path, model, caplog):
         ("advantage=best", "advantage is 'best'; choose from group"),
         ("loss_type=ppo", "loss_type is 'ppo'; choose from grpo"),
         ("micro_batches=3", "num_minibatches x micro_batches = 3 must divide it"),
-        ("toy.tasks=colours", "no task 'colours'; choose from caption"),
+        ("tasks=colours", "no task 'colours'; choose from caption"),
         ("reward_weights=1,2", "2 weights for 1 rewards"),
         ("recipe=magic", "recipe is 'magic'; choose from sft, rl"),
         ("num_generation=8", "no such key; did you mean num_generations"),

@@ -18,7 +18,7 @@ def found():
 
 def examples(method, *changes):
     config = pupil.config(method, *changes)
-    return config, tasks.toy(0, config)
+    return config, tasks.Toy(config)(0)
 
 
 def test_a_batch_is_a_function_of_seed_and_number(found):
@@ -97,5 +97,5 @@ def test_captions_and_tasks_can_be_asked_for():
     _, found = examples("spike_rl")
     assert {example.kind for example in found} == {"caption"}
     assert all(example.answer == example.caption for example in found)
-    _, found = examples("grpo", "--config.toy.tasks=colour,count")
+    _, found = examples("grpo", "--config.tasks=colour,count")
     assert {example.task for example in found} <= {"colour", "count"}

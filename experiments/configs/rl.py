@@ -7,9 +7,11 @@ from ml_collections import ConfigDict
 
 
 def base(arg: str) -> ConfigDict:
-    """GRPO on the toy world, at a size for two CPU cores: `:tiny`, the one mode there is."""
-    if arg not in ("", "tiny"):
-        raise ValueError(f"no mode {arg!r}; the one there is: tiny")
+    """GRPO: `:tiny`, on the toy world and at a size for two CPU cores (the default); `:videos`, on
+    an annotation file and at a size for a model of billions of parameters.
+    """
+    if arg not in ("", "tiny", "videos"):
+        raise ValueError(f"no mode {arg!r}; choose from tiny, videos")
     config = ConfigDict()
     config.recipe = "rl"
     config.model = "tiny"
@@ -102,4 +104,12 @@ def base(arg: str) -> ConfigDict:
     config.save_every = 20
     config.keep = 2  # checkpoints, the last ones
     config.best = ""  # figure of an evaluation: its best is kept too, and exported; "": the last
+    if arg == "videos":
+        config.steps, config.save_every = 1000, 50
+        config.dataset = "manifest"
+        config.video_pixels = 128 * 28 * 28
+        config.prompt_tokens, config.max_completion_length = 1024, 64
+        config.answer_by = "letter"
+        config.learning_rate = 1e-6
+        config.compute_dtype, config.remat = "bfloat16", True
     return config

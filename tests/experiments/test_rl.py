@@ -95,9 +95,9 @@ def test_an_update_depends_neither_on_micro_batches_nor_on_padding(found):
             for name, kind in rest.items()
         },
     )
-    padded_prompts = pupil.config("grpo", "--config.prompt_tokens=320")
-    prompts = Method(found, padded_prompts).prompts(0).trained
-    assert prompts.ids.shape[-1] > batch.prompts.ids.shape[-1]
+    room = np.add(rl.sizes(batch.prompts), (16, 2, 64))  # tokens, patches, slots
+    prompts = rl.padded(batch.prompts, room, found.config.vision.merge**2)
+    assert rl.sizes(prompts) == tuple(room)
     for parts, other in ((4, batch), (2, wider), (1, dataclasses.replace(batch, prompts=prompts))):
         again, told = learned(found, own, other, parts)
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=0), gradient, again)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.annotations import LETTERS
 from data.toyquestions import answer_text, prompt, questions
 from data.toyscene import Scene, actions, expected
 from data.toywords import (
@@ -28,7 +29,10 @@ from data.toywords import (
 )
 from data.toyworld import Clip
 
-KINDS = ("predict", "prior", "posterior", "caption", "claim", "clip_caption", "word", "letter")
+KINDS = (
+    *("predict", "prior", "posterior", "caption", "claim", "clip_caption", "word", "letter"),
+    "lookup",
+)
 """Every kind of thing asked. prior and posterior ask the same, before and after the observation."""
 CAPTION_REQUEST = "Describe this video in one or two sentences."
 STRESS = 5.0
@@ -112,6 +116,24 @@ def brief_lesson(clip: Clip, rng: np.random.Generator, *, frames: int, number: i
             places.remove(int(rng.choice(sorted(places))))
             places.add(int(rng.choice(moment)))
     return Lesson(tuple(sorted(places)), (), _questions(clip, rng, number, _ANSWERABLE))
+
+
+def drill(clip: Clip, rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
+    """A list of options, and which letter each of them has: texts, and the letter after each.
+
+    How letters are read, with nothing to see and one answer after the other; where a question by
+    letter is answered by what is seen, there is too little to learn it from.
+    """
+    able = questions(clip, seed=int(rng.integers(2**31)))
+    options = able[rng.integers(len(able))].options
+    before = " ".join(
+        f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)
+    )
+    pairs = []
+    for place in rng.permutation(len(options)):
+        pairs.append((f"{before} Which one is {options[place]}? ", LETTERS[place]))
+        before = ""
+    return tuple(pairs)
 
 
 def stressed(text: str) -> tuple[tuple[str, float], ...]:

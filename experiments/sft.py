@@ -3,6 +3,7 @@
 Every batch is a pure function of the seed and the number of the step. The first ones warm the tower
 up, with a linear head on each cell; then come lessons: at one step of a clip, about whole clips,
 and about a few frames of clips whose event passes. All that is asked of one clip shares its prefix.
+Drills, between them, are text alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from vlm.logprobs import token_logprobs
 from vlm.model import Model, Tokens, encode, run
 from vlm.patches import patchify
 from vlm.processor import Processor
+from vlm.text import Cache
 
 LABELS = {
     "colour": len(COLOURS) + 1,
@@ -88,7 +90,7 @@ class Teacher:
     processor: Processor
     config: dict[str, Any]
 
-    def __call__(self, step: int) -> Cells | Lessons:
+    def __call__(self, step: int) -> Cells | Lessons | Asked:
         """Batch `step`, a function of the seed and of nothing that came before."""
         config = self.config
         if step < config["warmup_steps"]:
@@ -101,6 +103,8 @@ class Teacher:
         first = step * 1000
         if kind == "step":
             return self._steps(rng, first, levels)
+        if kind == "drill":
+            return self._drills(rng, first, levels)
         clips, lessons = [], []
         for index in range(first, first + config["clips"]):
             level = "brief" if kind == "brief" else str(rng.choice(levels))
@@ -123,6 +127,29 @@ class Teacher:
             clips.append(clip.frames)
             lessons.append(toytasks.step_lesson(clip.scene, rng, balance))
         return self._batch(clips, lessons, config["lengths"]["step"])
+
+    def _drills(self, rng: np.random.Generator, first: int, levels: Sequence[str]) -> Asked:
+        """Rows of text, each with several letters to be found in it."""
+        rows, length = (self.config["lengths"]["drill"][key] for key in ("rows", "tokens"))
+        longest = self.config["answer_tokens"]
+        plain = self.processor.plain
+        places, targets = np.zeros((2, rows, 1, longest), np.int32)
+        weights = np.zeros((rows, 1, longest), np.float32)
+        texts: list[list[list[int]]] = []
+        for row in range(rows):
+            if row % 4 == 0:  # a clip has many questions
+                index = first + row // 4
+                clip = make(index, seed=self.config["seed"], level=str(rng.choice(levels)))
+            ids: list[int] = []
+            for n, (text, letter) in enumerate(toytasks.drill(clip, rng)):
+                ids += plain(text)
+                places[row, 0, n], weights[row, 0, n] = len(ids) - 1, 1.0
+                ids += plain(letter)
+                targets[row, 0, n] = ids[-1]
+            texts.append([ids])
+        kinds = np.full((rows, 1), KINDS.index("lookup"), np.int32)
+        tokens = text_rows(texts, rng.integers(0, 64, rows).tolist(), length)
+        return Asked(tokens, places, targets, weights / weights.sum(), kinds)
 
     def _cells(self, step: int) -> Cells:
         """Pairs (t - 1, t), half of them at events where there are any."""
@@ -280,7 +307,7 @@ Parts = dict[str, Float[Array, ""]]
 
 def loss(
     pupil: Pupil,
-    batch: Cells | Lessons,
+    batch: Cells | Lessons | Asked,
     shares: dict[str, float],
     *,
     unroll: bool = False,
@@ -294,6 +321,8 @@ def loss(
     if isinstance(batch, Cells):
         return cells_loss(pupil, batch, remat=remat)
     model = pupil.model.unstacked() if unroll and not remat else pupil.model
+    if isinstance(batch, Asked):
+        return answers_loss(model, [(batch, None)], shares, remat=remat)
     return lessons_loss(model, batch, shares, remat=remat)
 
 
@@ -322,17 +351,28 @@ def cells_loss(
 def lessons_loss(
     model: Model, batch: Lessons, shares: dict[str, float], *, remat: bool = False
 ) -> tuple[Float[Array, ""], Parts]:
-    """Cross-entropy of the answers: of each kind in nats a token, weighted and summed.
-
-    Parts: KIND/nll, and KIND/sure, the share of tokens given a probability above 1/2; nan for a
-    kind that the batch does not ask.
-    """
+    """Of what is asked of clips: see `answers_loss`."""
     features = encode(model, batch.frames, remat=remat)
     _, cache = run(model, batch.window, features, remat=remat)
     groups = [(batch.before, cache)]
     if batch.observation is not None:
         _, more = run(model, batch.observation, features, prefix=cache, remat=remat)
         groups.append((batch.after, cache.append(more)))
+    return answers_loss(model, groups, shares, remat=remat)
+
+
+def answers_loss(
+    model: Model,
+    groups: Sequence[tuple[Asked, Cache | None]],
+    shares: dict[str, float],
+    *,
+    remat: bool = False,
+) -> tuple[Float[Array, ""], Parts]:
+    """Cross-entropy of the answers: of each kind in nats a token, weighted and summed.
+
+    Parts: KIND/nll, and KIND/sure, the share of tokens given a probability above 1/2; nan for a
+    kind that the batch does not ask.
+    """
     sums = jnp.zeros((3, len(KINDS)))  # of NLL, of what is sure, and of weights
     for asked, prefix in groups:
         hidden, _ = run(model, asked.tokens, prefix=prefix, remat=remat)

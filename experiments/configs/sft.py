@@ -16,7 +16,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.steps = 5400
     config.warmup_steps = 650  # of the tower alone, on dense labels
     config.easy_steps = 300  # after that, with one or two shapes only
-    config.mix = ConfigDict({"step": 0.5, "clip": 0.35, "brief": 0.15})
+    config.mix = ConfigDict({"step": 0.4, "clip": 0.28, "brief": 0.12, "drill": 0.2})
     config.pairs = 192  # a batch of the warm-up, in temporal patches
     config.windows = 24  # a batch of lessons at a step
     config.clips = 16  # a batch of lessons about a clip
@@ -33,17 +33,18 @@ def get_config(arg: str = "tiny") -> ConfigDict:
                      "before": 56, "before_rows": 5},
             "brief": {"patches": 4, "window": 116 if stamped else 84,
                       "before": 56, "before_rows": 4},
+            "drill": {"rows": 48, "tokens": 72},
         }
     )  # fmt: skip
     config.shares = ConfigDict(
         {"predict": 0.5, "prior": 0.5, "posterior": 1.0, "caption": 1.0, "claim": 1.5,
-         "clip_caption": 1.0, "word": 1.0, "letter": 1.5}
+         "clip_caption": 1.0, "word": 1.0, "letter": 1.5, "lookup": 1.0}
     )  # fmt: skip
     config.unroll = True  # layers of the decoder in line: faster where they are few
     config.learning_rate = 2e-3
     config.muon_learning_rate = 3e-3
     config.ramp_steps = 50
-    config.decay_share = 0.4
+    config.decay_share = 0.8
     config.weight_decay = 0.0
     config.clip = 1.0
     config.ema_decay = 0.0  # of an average of the parameters, which is exported; 0: none

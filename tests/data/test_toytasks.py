@@ -12,6 +12,7 @@ from data.toytasks import (
     STRESS,
     brief_lesson,
     clip_lesson,
+    drill,
     step_lesson,
     stressed,
 )
@@ -140,6 +141,18 @@ def test_a_clip_lesson_asks_for_the_caption_and_for_different_things():
             else:
                 assert question in texts
     assert first == {0, 1} and 3 <= lookups <= 12
+
+
+def test_a_drill_is_answered_by_its_text():
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        asked = drill(make(index), rng)
+        texts, letters = zip(*asked, strict=True)
+        listed, _, _ = texts[0].partition("Which one")
+        for text, letter in asked:
+            option = text.partition("Which one is ")[2].removesuffix("? ")
+            assert f"({letter}) {option} " in listed
+        assert set(letters) == set("ABCDE"[: len(letters)])
 
 
 def test_a_brief_lesson_mostly_shows_the_moment():

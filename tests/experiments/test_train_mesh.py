@@ -149,7 +149,8 @@ def test_an_update_of_rl_does_not_depend_on_the_number_of_devices(parts, options
 def test_an_update_of_sft_does_not_depend_on_the_number_of_devices(kind):
     """A lesson names rows of its tower's output across the whole batch."""
     changes = ["--config.windows=4", f"--config.warmup_steps={int(kind == 'cells')}"]
-    changes += [f"--config.mix.{name}={int(name == kind)}" for name in ("step", "clip", "brief")]
+    kinds = ("step", "clip", "brief", "drill")
+    changes += [f"--config.mix.{name}={int(name == kind)}" for name in kinds]
     results = []
     for shape in ((1, 1, 1), (4, 1, 2)):
         _, state, update, teacher = taught(shape, changes if kind == "step" else changes[:2])

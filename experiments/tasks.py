@@ -113,6 +113,7 @@ class Files:
         self.config = config
         self._failures: list[dict[str, str]] = []
         self._bad: set[str] = set()
+        self._closed = False
         self._lock = threading.Lock()
         self._sets = {"train": self._examples("annotations")}
         if config["eval_every"]:
@@ -141,10 +142,10 @@ class Files:
 
     def close(self) -> None:
         """Ends the processes that read videos, those too that are at work."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
         for decoder in self._every:
             decoder.interrupt()
-        self._threads.shutdown()
+        self._threads.shutdown(cancel_futures=True)
         for decoder in self._every:
             decoder.close()
 
@@ -205,6 +206,8 @@ class Files:
                 try:
                     return self._decode(example, decoder)
                 except VideoError as error:
+                    if self._closed:  # nobody waits for it any more
+                        raise
                     self._bad.add(example.id)
                     self._fail(example.video, example.id, error.stage, str(error))
                 finally:

@@ -1,9 +1,9 @@
 """Supervised training on the toy world: batches of lessons, and their loss.
 
-Every batch is a pure function of the seed and the number of the step. The first ones warm the tower
-up, with a linear head on each cell; then come lessons: at one step of a clip, about whole clips,
-and about a few frames of clips whose event passes. All that is asked of one clip shares its prefix.
-Drills, between them, are text alone.
+Every batch is a pure function of the seed and the number of the step. The first ones warm tower and
+decoder up, each by itself: the tower with a linear head on each cell, the decoder by drills, which
+are text alone. Then come lessons: at one step of a clip, about whole clips, and about a few frames
+of clips whose event passes. All that is asked of one clip shares its prefix.
 """
 
 from __future__ import annotations
@@ -93,14 +93,16 @@ class Teacher:
     def __call__(self, step: int) -> Cells | Lessons | Asked:
         """Batch `step`, a function of the seed and of nothing that came before."""
         config = self.config
-        if step < config["warmup_steps"]:
-            return self._cells(step)
         rng = np.random.default_rng([config["seed"], 1, step])
+        first = step * 1000
+        if step < config["warmup_steps"]:
+            if rng.random() < config["warmup_drills"]:
+                return self._drills(rng, first, _LEVELS)
+            return self._cells(step)
         kind = str(rng.choice(list(config["mix"]), p=list(config["mix"].values())))
         # Few shapes at first, for a while: what one object does is learned from one object.
         easy = step < config["warmup_steps"] + config["easy_steps"]
         levels = _LEVELS[:2] if easy else _LEVELS
-        first = step * 1000
         if kind == "step":
             return self._steps(rng, first, levels)
         if kind == "drill":

@@ -28,7 +28,13 @@ ADAM = {
     "weight_decay": 0.0, "clip": 1.0,
 }  # fmt: skip
 SGD = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
-WARM = ["--config.pairs=16", "--config.warmup_steps=3", "--config.steps=3", "--config.save_every=1"]
+WARM = [
+    "--config.warmup_drills=0",
+    "--config.pairs=16",
+    "--config.warmup_steps=3",
+    "--config.steps=3",
+    "--config.save_every=1",
+]
 same = partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
 
 

@@ -38,11 +38,12 @@ CAPTION_REQUEST = "Describe this video in one or two sentences."
 STRESS = 5.0
 """Weight of the words that tell what is odd, which are few, in the loss of what is seen."""
 _EVENT_SHARE, _EVENT_PRIORS = 0.4, 0.05
-_ODD_FUTURES = 0.4
+_BOUNCE_SHARE = 0.2  # of the other steps: to expect one takes a look at where the wall is
+_ODD_FUTURES = 0.1
 _LOOKUPS = 0.3  # share of questions by letter that the text answers: how letters are read
 _SHOWN = 0.85  # share of brief clips whose few frames show the moment
-_ANSWERABLE = ("colour", "shape", "count", "brief_colour", "brief_shape", "brief_vanish",
-               "brief_split")  # fmt: skip
+_OF_A_FRAME = ("colour", "shape", "count")
+_ANSWERABLE = (*_OF_A_FRAME, "brief_colour", "brief_shape", "brief_vanish", "brief_split")
 """Questions that a handful of frames can answer."""
 
 
@@ -77,9 +78,16 @@ def step_lesson(
     `balance` counts, over the lessons of a batch, how often each predicate was right rather than
     wrong, so that no word gives the answer away.
     """
-    odd = sorted({t for row in actions(scene) for t in range(1, scene.steps) if is_odd(row[t])})
+    doing, steps = actions(scene), range(1, scene.steps)
+    odd = [t for t in steps if any(is_odd(row[t]) for row in doing)]
+    bounces = [t for t in steps if any(verb(row[t]) == "bounces" for row in doing if row[t])]
     at_event = bool(odd) and rng.random() < _EVENT_SHARE
-    step = int(rng.choice(odd)) if at_event else int(rng.integers(1, scene.steps))
+    if at_event:
+        step = int(rng.choice(odd))
+    elif bounces and rng.random() < _BOUNCE_SHARE:
+        step = int(rng.choice(bounces))
+    else:
+        step = int(rng.integers(1, scene.steps))
     truth = description(scene, step)
     # Of what is not seen yet no word weighs more than another, or it would seem to be likelier.
     before = Ask("predict", "", ((_future(scene, step, rng), 1.0),))
@@ -252,6 +260,8 @@ def _questions(
     asks = []
     brief = [task for task in by_task if task.startswith("brief")]
     rest = [task for task in by_task if task not in brief]
+    if rng.random() < 0.5:  # what one frame tells is asked most, and learned first
+        rest.sort(key=_OF_A_FRAME.__contains__)
     for task in [*brief, *rest][:number]:
         example, by = by_task[task], "word" if rng.random() < 0.5 else "letter"
         if by == "letter" and rng.random() < _LOOKUPS:

@@ -38,7 +38,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         }
     )  # fmt: skip
     config.shares = ConfigDict(
-        {"predict": 0.5, "prior": 0.5, "posterior": 1.0, "caption": 1.0, "claim": 1.5,
+        {"predict": 0.5, "prior": 1.0, "posterior": 1.0, "caption": 1.0, "claim": 1.5,
          "clip_caption": 1.0, "word": 1.0, "letter": 1.5, "lookup": 1.0}
     )  # fmt: skip
     config.unroll = True  # layers of the decoder in line: faster where they are few

@@ -78,7 +78,7 @@ def test_no_odd_word_tells_right_from_wrong(lessons):
                     said[word, words(ask)] += 1
     for word in ("vanishes", "jumps", "back", "turns", "stops", "splits", "becomes"):
         assert said[word, "yes"] > 4
-        assert abs(said[word, "yes"] - said[word, "no"]) <= 5 + 0.1 * said[word, "yes"], word
+        assert abs(said[word, "yes"] - said[word, "no"]) <= 6 + 0.1 * said[word, "yes"], word
 
 
 def test_events_are_often_shown_but_seldom_taught_to_be_expected(lessons):
@@ -104,7 +104,7 @@ def test_a_future_is_what_is_expected_but_for_one_thing(lessons):
         likely = set(sentence(scene, step, expected(scene, step)).split(", "))
         assert len(set(future.split(", ")) - likely) <= 1
         odd += future != sentence(scene, step, expected(scene, step))
-    assert 0.3 < odd / total < 0.5
+    assert 0.03 < odd / total < 0.2
 
 
 def test_stressed_keeps_the_text_and_stresses_what_is_odd():

@@ -82,4 +82,6 @@ def alike(lines, others):
     for line, theirs in zip(lines, others, strict=True):
         assert line.keys() == theirs.keys()
         for name in line.keys() - {"step_time", "videos_per_hour"}:
+            if name.endswith("/std"):  # of a reward: its mean over processes
+                continue
             np.testing.assert_allclose(theirs[name], line[name], atol=1e-5, err_msg=name)

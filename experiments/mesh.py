@@ -33,8 +33,8 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"\.(q|k|v|qkv|gate|up|fc1)(\.layer)?\.kernel$", ("fsdp", "tensor")),
     (r"\.(q|k|v|qkv|gate|up|fc1)\.bias$", ("tensor",)),
     (r"\.(o|proj|down|fc2)(\.layer)?\.kernel$", ("tensor", "fsdp")),
-    (r"(^|\.)embed\.embedding$", ("tensor", "fsdp")),
-    (r"(^|\.)head\.kernel$", ("fsdp", "tensor")),
+    (r"\.embed\.embedding$", ("tensor", "fsdp")),
+    (r"\.head\.kernel$", ("fsdp", "tensor")),
     (r"\.(scale|bias)$|patch_embed\.kernel$|positions\.embedding$", ()),
     # Of an adapted layer a has the kernel's inputs and b its outputs (`experiments.assembly`).
     (r"\.(q|k|v|gate|up)\.a$", ("fsdp", None)),
@@ -315,7 +315,7 @@ def partition(path: str, shape: Sequence[int], mesh: Mesh) -> P:
     Raises ValueError where no rule matches, so that a new layer can't stay whole unnoticed.
     """
     for pattern, axes in _RULES:
-        if re.search(pattern, path):
+        if re.search(pattern, f".{path}"):
             return _fitting((None,) * (len(shape) - len(axes)) + axes, shape, mesh)
     raise ValueError(f"no rule says how to split the parameter {path}")
 

@@ -70,7 +70,7 @@ def test_every_metric_is_a_panel_of_its_section(tmp_path):
         *("Validation", "eval/reward", "Other", "step_time"),
     ]
     assert "40 of 40 steps · tiny · rewarded by accuracy" in parsed.text
-    assert "judge.retries" in parsed.text
+    assert "toy.level" in parsed.text
 
 
 def test_a_curve_goes_through_its_points():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from data.annotations import LETTERS
 from data.toyscene import COLOURS, FPS, SHAPES, SIZE, Scene, actions, motions
 from data.toywords import NUMBERS, caption, is_odd, lasting_name, name, verb
 from data.toyworld import Clip, transformed
@@ -24,7 +25,6 @@ TASKS = (
 )
 """Every kind of question; those that begin with `brief_` need the frames of a passing event."""
 _CHANGED_BY = {"spatial": ("flip",), "temporal": ("reversal",), "either": ("flip", "reversal")}
-_LETTERS = "ABCDEFGH"
 _WHAT = {
     "vanishes": "something vanishes",
     "appears": "something appears",
@@ -107,7 +107,7 @@ def pairs(clip: Clip, transform: Transform, *, seed: int = 0) -> list[tuple[Exam
 
 def answer_text(example: Example) -> str:
     """The words of the right option."""
-    return example.options[_LETTERS.index(example.answer)]
+    return example.options[LETTERS.index(example.answer)]
 
 
 def prompt(example: Example, *, by: str = "word") -> tuple[str, str]:
@@ -117,9 +117,13 @@ def prompt(example: Example, *, by: str = "word") -> tuple[str, str]:
         return f"{example.question} Choose from: {listed}.", answer_text(example)
     if by != "letter":
         raise ValueError(f"by is {by!r}; choose from word, letter")
-    lettered = zip(_LETTERS, example.options, strict=False)
-    listed = " ".join(f"({letter}) {option}" for letter, option in lettered)
-    return f"{example.question} {listed} Reply with the letter.", example.answer
+    return f"{example.question} {lettered(example.options)} Reply with the letter.", example.answer
+
+
+def lettered(options: Sequence[str]) -> str:
+    """Options behind one another, each with its letter."""
+    pairs = zip(LETTERS, options, strict=False)
+    return " ".join(f"({letter}) {option}" for letter, option in pairs)
 
 
 def _shuffled(rng: np.random.Generator, options: list[str]) -> list[str]:
@@ -135,7 +139,7 @@ def _example(clip: Clip, asked: Asked, options: list[str], answer: str, number: 
         video=f"{scene.id}{suffix}.mp4",
         question=asked.question,
         options=tuple(options),
-        answer=_LETTERS[options.index(answer)],
+        answer=LETTERS[options.index(answer)],
         task=asked.task,
         kind="multiple_choice",
         route=asked.route,

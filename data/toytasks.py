@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.annotations import LETTERS
-from data.toyquestions import answer_text, prompt, questions
+from data.toyquestions import answer_text, lettered, prompt, questions
 from data.toyscene import Scene, actions, expected
 from data.toywords import (
     ODD,
@@ -134,9 +134,7 @@ def drill(clip: Clip, rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
     """
     able = questions(clip, seed=int(rng.integers(2**31)))
     options = able[rng.integers(len(able))].options
-    before = " ".join(
-        f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)
-    )
+    before = lettered(options)
     pairs = []
     for place in rng.permutation(len(options)):
         pairs.append((f"{before} Which one is {options[place]}? ", LETTERS[place]))

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from data.annotations import DataError
-from data.readers import READERS, read
 from data.types import Example
 from data.video import Decoder, VideoError
 from experiments import score
@@ -21,7 +20,7 @@ from experiments.folder import Folder
 from experiments.localise import Row, Video, flat, hits, metrics, spread
 from experiments.options import Options
 from experiments.progress import Progress
-from experiments.sources import Source
+from experiments.sources import Source, items
 from surprise import Trace, TraceError
 from surprise.baselines import SCORES, centre_scores, random_scores
 from surprise.localisation import paired
@@ -74,20 +73,11 @@ def annotated(
 
 def _examples(config: dict[str, Any]) -> tuple[list[Example], list[DataError]]:
     """The set's items with annotated moments, and the rows that can't be read."""
-    name, file = config["dataset"], config["annotations"]
-    if name not in READERS:
-        raise UsageError(
-            f"--config.dataset is {name!r}; choose from toy (with the modes :toy and :demo), "
-            f"{', '.join(READERS)}"
-        )
-    if not file or not Path(file).exists():
-        raise UsageError(f"--config.annotations={file}: no such file or folder")
-    errors: list[DataError] = []
-    found = read(name, file, root=config["roots"], on_error=errors.append)
+    found, errors = items(config, toy="toy (with the modes :toy and :demo)")
     examples = [example for example in found if example.events]
     if not examples:
         reason = f": {errors[0]}" if errors else ""
-        raise UsageError(f"{file}: no item has an annotated moment{reason}")
+        raise UsageError(f"{config['annotations']}: no item has an annotated moment{reason}")
     return examples, errors
 
 

@@ -70,10 +70,7 @@ class Assembly:
 
     def merged(self, params: nnx.State) -> nnx.Module:
         """The module as it is exported: kernels have adapters, if there are any, added to them."""
-        frozen = self.frozen
-        if self.mesh is not None:
-            params, frozen = here(params, self.mesh), here(frozen, self.mesh)
-        module = nnx.merge(self.graph, params, frozen)
+        module = nnx.merge(self.graph, here(params, self.mesh), here(self.frozen, self.mesh))
         for part in _projections(module):
             for name, layer in list(nnx.iter_children(part)):
                 if isinstance(layer, Adapted):

@@ -78,7 +78,7 @@ def pmapped(model: Model, devices: Sequence[jax.Device] | None = None) -> Driver
     """A replica of the model on each of this process's devices, the prompts split among them."""
     devices = tuple(jax.local_devices() if devices is None else devices)
     graph, params = nnx.split(model)
-    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    mesh = _mesh(np.array(devices), ("data",))
     params = jax.device_put(params, NamedSharding(mesh, P()))  # once, not at every call
 
     def split(path, leaf):
@@ -148,10 +148,8 @@ def make_mesh(shape: Sequence[int], *, everywhere: bool = False) -> Mesh:
     """
     needed = math.prod(shape)
     processes = jax.process_count() if everywhere else 1
-    found = [
-        [device for device in jax.devices() if device.process_index == process]
-        for process in (range(processes) if everywhere else [jax.process_index()])
-    ]
+    every = range(processes) if everywhere else [jax.process_index()]
+    found = [jax.local_devices(process_index=process) for process in every]
     fewest = min(map(len, found))
     if len(shape) != len(AXES) or not 1 <= needed <= processes * fewest:
         raise ValueError(
@@ -165,7 +163,7 @@ def make_mesh(shape: Sequence[int], *, everywhere: bool = False) -> Mesh:
             "processes: each gives as many devices, a multiple of tensor"
         )
     grid = np.array([device for devices in found for device in devices[:each]])
-    return Mesh(grid.reshape(tuple(shape)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return _mesh(grid.reshape(tuple(shape)))
 
 
 def read_mesh(shape: Sequence[Any]) -> Mesh | None:
@@ -260,27 +258,27 @@ def replicas(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def own_mesh(mesh: Mesh) -> Mesh:
+def own_mesh(mesh: Mesh | None) -> Mesh | None:
     """A mesh of this process's devices alone; the mesh itself where there are no others.
 
     It splits parameters as the other does, as far as this process's devices go.
     """
-    if not mesh.is_multi_process:
+    if mesh is None or not mesh.is_multi_process:
         return mesh
     return _by_process(mesh)[jax.process_index()]
 
 
-def here(tree: Any, mesh: Mesh) -> Any:
+def here(tree: Any, mesh: Mesh | None) -> Any:
     """A whole copy of parameters on this process's devices, for `own_mesh`.
 
     Free where fsdp and tensor lie within a process; else they are gathered from the others.
     """
-    if not mesh.is_multi_process:
+    if mesh is None or not mesh.is_multi_process:
         return tree
     meshes = _by_process(mesh)
     own = meshes[jax.process_index()]
     grid = np.stack([part.devices for part in meshes])
-    wide = Mesh(grid, ("process", *AXES), axis_types=(AxisType.Auto,) * 4)
+    wide = _mesh(grid, ("process", *AXES))
 
     def one(path, leaf) -> jax.Array:
         spec = partition(dotted(path), leaf.shape, own)
@@ -298,10 +296,11 @@ def _by_process(mesh: Mesh) -> list[Mesh]:
     rows = mesh.devices.reshape(jax.process_count(), -1)
     tensor = mesh.shape["tensor"]
     fsdp = math.gcd(mesh.shape["fsdp"], rows.shape[1] // tensor)
-    return [
-        Mesh(row.reshape(-1, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-        for row in rows
-    ]
+    return [_mesh(row.reshape(-1, fsdp, tensor)) for row in rows]
+
+
+def _mesh(grid: np.ndarray, axes: tuple[str, ...] = AXES) -> Mesh:
+    return Mesh(grid, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def dotted(path) -> str:

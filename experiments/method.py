@@ -263,8 +263,10 @@ class Method:
         action = self.objective.loss_type == "reinforce"
         sequences = len(share.mask) * grid[1] * grid[2] if action else share.mask.any(-1).sum()
         sequences, count = np.sum(hosts.gather((sequences, share.mask.sum())), axis=0)
-        alike = (np.full(len(share.mask), number, np.float32) for number in (sequences, count))
-        return replace(share, **dict(zip(("sequences", "count"), alike, strict=True)))
+        alike = np.ones(len(share.mask), np.float32)
+        return replace(
+            share, sequences=alike * np.float32(sequences), count=alike * np.float32(count)
+        )
 
     def _explain(self, flat: float, groups: int) -> None:
         """Says why nothing is learned, after many groups in a row without signal."""

@@ -1,4 +1,4 @@
-"""What a user names -> the list of videos: files, globs, directories and JSONL manifests."""
+"""What a user names -> videos: files, globs, directories, JSONL manifests; annotation files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from data.annotations import DataError
+from data.readers import READERS, read
+from data.types import Example
 from experiments.arguments import UsageError
 
 EXTENSIONS = {
@@ -40,6 +44,23 @@ def find(names: Sequence[str], roots: Sequence[str] = ()) -> list[Source]:
         raise UsageError("name a video, a glob, a directory or a manifest (.jsonl)")
     found = {source.id: source for name in names for source in _expand(name, roots)}
     return list(found.values())
+
+
+def items(
+    config: dict[str, Any], key: str = "annotations", *, toy: str = "toy"
+) -> tuple[list[Example], list[DataError]]:
+    """What is in the annotation file that `config[key]` names, and the rows that can't be read.
+
+    `config`: dataset, a reader's name (`data.readers`), and roots, the folders of the videos. `toy`
+    is what else a dataset may be, for the error. Raises UsageError.
+    """
+    name, file = config["dataset"], config[key]
+    if name not in READERS:
+        raise UsageError(f"--config.dataset is {name!r}; choose from {toy}, {', '.join(READERS)}")
+    if not file or not Path(file).exists():
+        raise UsageError(f"--config.{key}={file}: no such file or folder")
+    errors: list[DataError] = []
+    return read(name, file, root=config["roots"], on_error=errors.append), errors
 
 
 def _expand(name: str, roots: Sequence[str]) -> Iterator[Source]:

@@ -208,7 +208,7 @@ def memory(
 
     part = jax.tree.map(lambda leaf: leaf[: len(leaf) // parts], batch)
     saved = jax.eval_shape(kept, state.params, assembly.frozen, part)
-    devices = 1 if assembly.mesh is None else replicas(own_mesh(assembly.mesh))
+    devices = replicas(own_mesh(assembly.mesh))
     own = _bytes(assembly.frozen) + _bytes(state) + 2 * _bytes(state.params)
     return own + _bytes(saved) // devices
 

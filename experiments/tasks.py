@@ -12,14 +12,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.annotations import DataError
 from data.pipeline import decode
-from data.readers import READERS, read
 from data.router import routed
 from data.toyquestions import TASKS, questions
 from data.toytasks import CAPTION_REQUEST
@@ -28,6 +25,7 @@ from data.types import Example
 from data.video import Decoder, VideoError
 from experiments import hosts
 from experiments.arguments import UsageError
+from experiments.sources import items
 from vlm.processor import Processor
 
 log = logging.getLogger(__name__)
@@ -152,13 +150,7 @@ class Files:
     def _examples(self, key: str) -> list[Example]:
         """What can be asked of the items of a file."""
         config, file = self.config, self.config[key]
-        if config["dataset"] not in READERS:
-            names = ", ".join(READERS)
-            raise UsageError(f"--config.dataset is {config['dataset']!r}; choose from toy, {names}")
-        if not file or not Path(file).exists():
-            raise UsageError(f"--config.{key}={file}: no such file or folder")
-        errors: list[DataError] = []
-        found = read(config["dataset"], file, root=config["roots"], on_error=errors.append)
+        found, errors = items(config, key)
         for error in errors:
             self._fail(error.place, error.place, "annotation", str(error))
         if CAPTION in config["tasks"]:

@@ -40,6 +40,7 @@ STRESS = 5.0
 _EVENT_SHARE, _EVENT_PRIORS = 0.4, 0.05
 _BOUNCE_SHARE = 0.2  # of the other steps: to expect one takes a look at where the wall is
 _ODD_FUTURES = 0.1
+_DRILLED = 5  # letters asked for in a drill
 _LOOKUPS = 0.3  # share of questions by letter that the text answers: how letters are read
 _SHOWN = 0.85  # share of brief clips whose few frames show the moment
 _OF_A_FRAME = ("colour", "shape", "count")
@@ -127,16 +128,17 @@ def brief_lesson(clip: Clip, rng: np.random.Generator, *, frames: int, number: i
 
 
 def drill(clip: Clip, rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
-    """A list of options, and which letter each of them has: texts, and the letter after each.
+    """A list of options, and which letter some of them have: texts, and the letter after each.
 
     How letters are read, with nothing to see and one answer after the other; where a question by
-    letter is answered by what is seen, there is too little to learn it from.
+    letter is answered by what is seen, there is too little to learn it from. Each is drawn from all
+    options: were none asked for twice, what is left over would tell half of the answers.
     """
     able = questions(clip, seed=int(rng.integers(2**31)))
     options = able[rng.integers(len(able))].options
     before = lettered(options)
     pairs = []
-    for place in rng.permutation(len(options)):
+    for place in rng.integers(len(options), size=_DRILLED):
         pairs.append((f"{before} Which one is {options[place]}? ", LETTERS[place]))
         before = ""
     return tuple(pairs)

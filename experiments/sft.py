@@ -1,9 +1,9 @@
 """Supervised training on the toy world: batches of lessons, and their loss.
 
-Every batch is a pure function of the seed and the number of the step. The first ones warm tower and
-decoder up, each by itself: the tower with a linear head on each cell, the decoder by drills, which
-are text alone. Then come lessons: at one step of a clip, about whole clips, and about a few frames
-of clips whose event passes. All that is asked of one clip shares its prefix.
+Every batch is a pure function of the seed and the number of the step. The first ones warm the tower
+up with a linear head on each cell. Then come lessons: at one step of a clip, about whole clips, and
+about a few frames of clips whose event passes; all that is asked of one clip shares its prefix. And
+drills, which are text alone.
 """
 
 from __future__ import annotations
@@ -96,8 +96,6 @@ class Teacher:
         rng = np.random.default_rng([config["seed"], 1, step])
         first = step * 1000
         if step < config["warmup_steps"]:
-            if rng.random() < config["warmup_drills"]:
-                return self._drills(rng, first, _LEVELS)
             return self._cells(step)
         kind = str(rng.choice(list(config["mix"]), p=list(config["mix"].values())))
         # Few shapes at first, for a while: what one object does is learned from one object.

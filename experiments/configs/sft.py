@@ -13,11 +13,10 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.recipe = "sft"
     config.model = _MODES[arg]  # the architecture; its weights are drawn by the seed
     config.seed = 0
-    config.steps = 5600
-    config.warmup_steps = 1300  # of the tower alone, on dense labels, and of the decoder alone
-    config.warmup_drills = 0.5  # the decoder's share of them
+    config.steps = 5200
+    config.warmup_steps = 650  # of the tower alone, on dense labels
     config.easy_steps = 300  # after that, with one or two shapes only
-    config.mix = ConfigDict({"step": 0.44, "clip": 0.32, "brief": 0.14, "drill": 0.1})
+    config.mix = ConfigDict({"step": 0.42, "clip": 0.29, "brief": 0.12, "drill": 0.17})
     config.pairs = 192  # a batch of the warm-up, in temporal patches
     config.windows = 24  # a batch of lessons at a step
     config.clips = 16  # a batch of lessons about a clip
@@ -34,7 +33,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
                      "before": 56, "before_rows": 5},
             "brief": {"patches": 4, "window": 116 if stamped else 84,
                       "before": 56, "before_rows": 4},
-            "drill": {"rows": 48, "tokens": 72},
+            "drill": {"rows": 40, "tokens": 96},
         }
     )  # fmt: skip
     config.shares = ConfigDict(

@@ -143,8 +143,8 @@ def test_a_clip_lesson_asks_for_the_caption_and_for_different_things():
     assert first == {0, 1} and 3 <= lookups <= 12
 
 
-def test_a_drill_is_answered_by_its_text():
-    rng = np.random.default_rng(0)
+def test_a_drill_is_answered_by_its_text_and_by_nothing_less():
+    rng, again = np.random.default_rng(0), 0
     for index in range(20):
         asked = drill(make(index), rng)
         texts, letters = zip(*asked, strict=True)
@@ -152,7 +152,8 @@ def test_a_drill_is_answered_by_its_text():
         for text, letter in asked:
             option = text.partition("Which one is ")[2].removesuffix("? ")
             assert f"({letter}) {option} " in listed
-        assert set(letters) == set("ABCDE"[: len(letters)])
+        again += len(set(letters)) < len(letters)
+    assert again > 10  # what is left over is no answer
 
 
 def test_a_brief_lesson_mostly_shows_the_moment():

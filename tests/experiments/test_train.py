@@ -21,7 +21,6 @@ from vlm.model import Tokens, encode, prepare, run
 
 SMALL = [
     *("--config.windows=4", "--config.clips=2", "--config.pairs=16", "--config.warmup_steps=2"),
-    "--config.warmup_drills=0",
     *("--config.easy_steps=1", "--config.steps=4", "--config.log_every=1"),
     *("--config.save_every=2", "--config.ramp_steps=1"),
 ]

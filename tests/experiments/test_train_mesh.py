@@ -29,7 +29,6 @@ ADAM = {
 }  # fmt: skip
 SGD = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
 WARM = [
-    "--config.warmup_drills=0",
     "--config.pairs=16",
     "--config.warmup_steps=3",
     "--config.steps=3",

@@ -20,10 +20,12 @@ from surprise.likelihood import Beliefs, reduce_nll, weigh
 Recorded = Mapping[str, Records]
 """Records of one set of clips by the observation that the model was shown: frame, pair."""
 
-COUNTS, TAUS, SMOOTH = (8, 4, 2), (1.0, 0.5, 2.0), (1, 3, 5)
+COUNTS, TAUS, SMOOTH = (8, 4), (1.0, 0.5, 2.0), (1, 3, 5)
 OTHERS = tuple(itertools.product((0.1, 0.3), (0.5, 0.1)))
 """Prior mass and likelihood of "something else"."""
 _REDUCTIONS = ("mean", "sum")
+_FROM = (1, 2)
+"""First step that counts: at step 1 only one frame has been seen, and no motion can be known."""
 _MOST_STEPS = 32  # of a clip
 
 
@@ -67,12 +69,9 @@ def beliefs(records: Records, settings: Settings, count: int) -> Beliefs:
 
 def _surprise(base: Settings, observation: str) -> Iterator[Candidate]:
     counts = dict.fromkeys(min(count, base.hypotheses) for count in COUNTS)
-    shared = [
-        {"posterior": posterior, "reduction": reduction, "tau": tau, "hypotheses": count}
-        for posterior, reduction, tau, count in itertools.product(
-            ("probe", "nll"), _REDUCTIONS, TAUS, counts
-        )
-    ]
+    tuned = ("posterior", "reduction", "tau", "hypotheses", "from_step")
+    choices = (("probe", "nll"), _REDUCTIONS, TAUS, counts, _FROM)
+    shared = [dict(zip(tuned, row, strict=True)) for row in itertools.product(*choices)]
     for switches in shared:
         yield _belief("KL", "kl", base, observation, switches)
     for switches in shared:
@@ -89,7 +88,7 @@ def _surprise(base: Settings, observation: str) -> Iterator[Candidate]:
         yield _belief("KL + other", "kl", base, observation, switches | more, other=True)
     for family, posterior in (("KL as published", "nll"), ("KL as released", "probe")):
         switches = {"posterior": posterior, "reduction": "mean", "tau": 1.0}
-        switches["hypotheses"] = min(3, base.hypotheses)
+        switches |= {"hypotheses": min(3, base.hypotheses), "from_step": 1}
         yield _belief(family, "kl", base, observation, switches, group="fixed")
 
 
@@ -104,12 +103,13 @@ def _belief(
     other: bool = False,
 ) -> Candidate:
     told = base.to_dict() | {"likelihood": "ratio", "other": other} | switches
+    first = told.pop("from_step") - 1
     settings = Settings.from_dict(told)
 
     def scores(recorded: Recorded) -> np.ndarray:
         records = recorded[observation]
         found = beliefs(records, settings, settings.hypotheses)
-        return vars(found)[name].reshape(records.first.shape[:2])
+        return refined(vars(found)[name].reshape(records.first.shape[:2]), first=first)
 
     return Candidate(family, group, switches | {"observation": observation}, scores)
 
@@ -151,7 +151,7 @@ def _caption(records: Records, relative: bool, reduction: str) -> np.ndarray:
 def _pixels(observation: str) -> Iterator[Candidate]:
     for family, settings in TUNABLE.items():
         # A second difference says nothing about the first step.
-        first = int(family == "second difference")
+        starts = _FROM[1:] if family == "second difference" else _FROM
         rows = {family: FORMS}
         if "difference" in family:
             rows = {family: ("plain", "excess"), f"change of {family}": ("change",)}
@@ -159,7 +159,7 @@ def _pixels(observation: str) -> Iterator[Candidate]:
             yield from _refined(
                 name, "pixels", {"of": setting},
                 lambda recorded, key=(family, setting): recorded[observation].pixels[key],
-                first=first, forms=forms,
+                starts=starts, forms=forms,
             )  # fmt: skip
 
 
@@ -169,16 +169,16 @@ def _refined(
     settings: dict[str, Any],
     scores: Callable[[Recorded], np.ndarray],
     *,
-    first: int = 0,
+    starts: tuple[int, ...] = _FROM,
     forms: tuple[str, ...] = FORMS,
 ) -> Iterator[Candidate]:
-    for form, smooth in itertools.product(forms, SMOOTH):
+    for form, smooth, start in itertools.product(forms, SMOOTH, starts):
         yield Candidate(
             family,
             group,
-            {**settings, "form": form, "smooth": smooth},
-            lambda recorded, form=form, smooth=smooth: refined(
-                scores(recorded), form=form, smooth=smooth, first=first
+            {**settings, "form": form, "smooth": smooth, "from_step": start},
+            lambda recorded, form=form, smooth=smooth, start=start: refined(
+                scores(recorded), form=form, smooth=smooth, first=start - 1
             ),
         )
 

@@ -339,7 +339,8 @@ def test_baselines_from_a_record():
     plain_ones = {
         (one.settings.get("of"), one.settings.get("reduction")): one.scores(recorded)[0].tolist()
         for one in by_family["own caption"]
-        if (one.settings["form"], one.settings["smooth"]) == ("plain", 1)
+        if (one.settings["form"], one.settings["smooth"], one.settings["from_step"])
+        == ("plain", 1, 1)
     }
     assert plain_ones == {
         ("before", "mean"): [1.0, 3.0],
@@ -347,8 +348,12 @@ def test_baselines_from_a_record():
         ("ratio", "mean"): [0.5, 2.5],
         ("ratio", "sum"): [1.0, 10.0],
     }
-    asked = [one for one in by_family["zero-shot, step by step"] if one.settings["smooth"] == 1]
-    assert len(by_family["zero-shot, step by step"]) == 27
+    asked = [
+        one
+        for one in by_family["zero-shot, step by step"]
+        if (one.settings["smooth"], one.settings["from_step"]) == (1, 1)
+    ]
+    assert len(by_family["zero-shot, step by step"]) == 54
     assert asked[0].scores(recorded)[0].tolist() == [0.1, 0.9]
     np.testing.assert_allclose(asked[-3].scores(recorded)[0], [0.3, 0.1])
 
@@ -358,6 +363,21 @@ def test_baselines_have_as_many_settings_to_choose_from():
     count = {group: sum(one.group == group for one in found) for group in ("surprise", "pixels")}
     assert count["pixels"] >= count["surprise"] >= 200
     assert len({(one.family, str(one.settings)) for one in found}) == len(found)
+
+
+def test_every_score_may_leave_the_first_step_out():
+    recorded = {"pair": _records(FLAT, FLAT, FLAT, TEXTS)}
+    found = candidates.candidates(replace(SETTINGS, hypotheses=2), ("pair",))
+    by_family = {}
+    for one in found:
+        if one.group in ("surprise", "model"):
+            by_family.setdefault(one.family, []).append(one)
+    for ones in by_family.values():
+        assert {one.settings["from_step"] for one in ones} == {1, 2}
+        for one in ones:
+            if one.settings["from_step"] == 2:
+                scores = one.scores(recorded)[0]
+                assert scores[0] == scores.min()
 
 
 def test_only_frames_of_the_moment_answer_the_question():

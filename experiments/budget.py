@@ -7,26 +7,20 @@ a frame of the event is among the chosen; the model answers on test clips only.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from data.toyquestions import answer_text, prompt, questions
-from data.toyscene import FPS
 from data.toyworld import Clip
-from data.types import Example
 from experiments.candidates import Recorded
 from experiments.examiner import Examiner
+from experiments.exams import Exam, answered, of_moments, right
 from experiments.localise import Chosen, Row, spread, told, whole
-from experiments.progress import Progress
-from surprise import Context, select_frames
+from surprise import select_frames
 from surprise.baselines import kmeans_frames, peak_frames, random_frames
 from surprise.frames import uniform_frames
-from surprise.hypotheses import same_form
 from surprise.localisation import Estimate, bootstrap, paired
 
-ANSWER_TOKENS = 16
 Select = Callable[[np.ndarray, int, int], np.ndarray]
 """(scores of K frames, budget, seed) -> frame numbers, rising."""
 
@@ -57,32 +51,6 @@ SELECTORS: dict[str, Select] = {
 """How scores become frames: those among which a validation split chooses, for every score alike."""
 
 
-@dataclass(frozen=True)
-class Exam:
-    """The one question about each clip's brief event, and the frames that show it."""
-
-    clip: Clip
-    example: Example
-
-    @property
-    def moment(self) -> range:
-        first, last = self.clip.scene.events
-        return range(first.step, last.step)
-
-    def seen(self, frames: Sequence[int] | np.ndarray) -> bool:
-        """Whether one of the frames shows what the question is about."""
-        return any(int(frame) in self.moment for frame in frames)
-
-
-def exams(clips: Sequence[Clip], *, seed: int) -> list[Exam | None]:
-    """The question about the moment, None for a clip that has none."""
-    found = []
-    for clip in clips:
-        about = [e for e in questions(clip, seed=seed) if e.task.startswith("brief_")]
-        found.append(Exam(clip, about[0]) if about else None)
-    return found
-
-
 def spend(
     examiner: Examiner,
     system: str,
@@ -95,7 +63,7 @@ def spend(
 ) -> tuple[dict[str, Estimate], list[Row]]:
     """Figures and rows of the frame budget: accuracy and coverage of every way to choose frames."""
     recorded, clips = validation
-    known = [(c, exam) for c, exam in enumerate(exams(clips, seed=seed)) if exam]
+    known = [(c, exam) for c, exam in enumerate(of_moments(clips, seed=seed)) if exam]
     scores = {family: whole(one.candidate.scores(recorded)) for family, one in chosen.items()}
     ways = {
         (family, budget): _best_selector(scores[family], known, budget)
@@ -103,7 +71,7 @@ def spend(
         for budget in budgets
     }
     recorded, clips = test
-    asked = [(c, exam) for c, exam in enumerate(exams(clips, seed=seed)) if exam]
+    asked = [(c, exam) for c, exam in enumerate(of_moments(clips, seed=seed)) if exam]
     scores = {family: whole(one.candidate.scores(recorded)) for family, one in chosen.items()}
     frames: dict[tuple[str, int], list[tuple[int, ...]]] = {}
     for budget in budgets:
@@ -117,8 +85,10 @@ def spend(
         ]
         for name, plain in _WITHOUT_SCORES.items():
             frames[name, budget] = [_numbers(plain(exam, budget, c)) for c, exam in asked]
-    right = answered(examiner, system, [exam for _, exam in asked], frames)
-    return _report(chosen, ways, known, asked, frames, right, budgets)
+    exams = [exam for _, exam in asked]
+    answers = answered(examiner, system, exams, frames)
+    found = {way: right(exams, texts) for way, texts in answers.items()}
+    return _report(chosen, ways, known, asked, frames, found, budgets)
 
 
 def _truth(exam: Exam, budget: int, seed: int) -> np.ndarray:
@@ -152,57 +122,6 @@ def _best_selector(
     }
     best = max(shares, key=lambda name: shares[name])
     return best, shares[best]
-
-
-def answered(
-    examiner: Examiner,
-    system: str,
-    asked: Sequence[Exam],
-    frames: Mapping[tuple[str, int], Sequence[tuple[int, ...]]],
-) -> dict[tuple[str, int], np.ndarray]:
-    """1 where the model's greedy answer is the right word, else 0, for each way and exam.
-
-    The same frames of the same clip are asked about once. Prompts of a batch show equally many.
-    """
-    wanted = sorted(
-        {(len(rows[i]), i, rows[i]) for rows in frames.values() for i in range(len(asked))}
-    )
-    right: dict[tuple[int, tuple[int, ...]], bool] = {}
-    with Progress(len(wanted), "answer", about="frame budget") as progress:
-        for part in _batches(wanted, examiner.batch):
-            shown: dict[int, list[tuple[int, ...]]] = {}
-            for _, i, places in part:
-                shown.setdefault(i, []).append(places)
-            for i, views in shown.items():
-                clip = asked[i].clip
-                seconds = np.arange(clip.scene.steps) / FPS
-                most = max(map(len, views))
-                examiner.show(clip.scene.id, clip.frames, seconds, views, shown=most)
-            contexts = [
-                Context(asked[i].clip.scene.id, 0, system, "", places) for _, i, places in part
-            ]
-            texts = [prompt(asked[i].example)[0] for _, i, _ in part]
-            answers = examiner.answer(examiner.look(contexts), texts, max_tokens=ANSWER_TOKENS)
-            for (_, i, places), answer in zip(part, answers, strict=True):
-                right[i, places] = same_form(answer) == same_form(answer_text(asked[i].example))
-            for i in shown:
-                examiner.drop(asked[i].clip.scene.id)
-            progress.add(len(part))
-    return {
-        way: np.array([float(right[i, places]) for i, places in enumerate(rows)])
-        for way, rows in frames.items()
-    }
-
-
-def _batches(wanted: Sequence[tuple], size: int):
-    """Parts of at most `size` whose first entries, the numbers of frames, are equal."""
-    start = 0
-    while start < len(wanted):
-        stop = start
-        while stop < min(start + size, len(wanted)) and wanted[stop][0] == wanted[start][0]:
-            stop += 1
-        yield wanted[start:stop]
-        start = stop
 
 
 def _report(

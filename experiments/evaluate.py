@@ -92,7 +92,7 @@ def toy(model: str, out: Path, config: dict[str, Any], options: Options) -> Resu
 
 def examine(examiner: Examiner, shelf: Shelf, config: dict[str, Any], settings: Settings) -> Result:
     """The whole evaluation on the toy world, level by level."""
-    from experiments import budget, gates, localise
+    from experiments import budget, exams, gates, localise
     from experiments.candidates import candidates
 
     ways = [replace(settings, observation=observation) for observation in config["observations"]]
@@ -105,6 +105,11 @@ def examine(examiner: Examiner, shelf: Shelf, config: dict[str, Any], settings: 
         seed=config["world"],
     )
     figures = {f"gate_{name}": estimate for name, estimate in known.items()}
+    if config["pairs"]:
+        answered, rows = exams.figures(
+            examiner, settings.prompts.system, config["pairs"], seed=config["world"]
+        )
+        figures, table = figures | answered, table + rows
     found = candidates(settings, tuple(config["observations"]))
     for level in ("full", "easy", "brief"):
         sets = clip_sets(level, config)

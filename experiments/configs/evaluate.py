@@ -34,10 +34,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.brief_validation, config.brief_test = 60, 200  # the level of the frame budget
     config.budgets = (4, 8, 16)  # frames of 32
     config.gate_windows, config.gate_clips = 160, 240  # fresh clips of what the model must know
+    config.pairs = 300  # of questions about fresh clips and their mirrored or reversed copies
     if arg == "demo":
         config.full_validation = config.full_test = 24
         config.hypotheses = 4
         for name in ("easy_validation", "easy_test", "brief_validation", "brief_test"):
             config[name] = 0
-        config.gate_windows = config.gate_clips = 0
+        config.gate_windows = config.gate_clips = config.pairs = 0
     return config

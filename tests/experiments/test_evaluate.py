@@ -10,13 +10,13 @@ import pytest
 
 import vlm
 from data.mp4 import write_mp4
-from data.toyquestions import prompt, questions
+from data.toyquestions import answer_text, prompt, questions
 from data.toyscene import EVENTS, expected
 from data.toytasks import CAPTION_REQUEST
 from data.toywords import caption, clauses, description, sentence, statements
 from data.toyworld import make
 from data.types import Example
-from experiments import annotated, budget, candidates, evaluate, gates, localise, recording
+from experiments import annotated, budget, candidates, evaluate, exams, gates, localise, recording
 from experiments.arguments import plain, read_config
 from experiments.cli import main
 from experiments.examiner import Examiner
@@ -56,7 +56,7 @@ class Oracle:
     batch, dtype, hf_compat = 4, "float32", "none"
 
     def __init__(self, *clips):
-        self.clips = {clip.scene.id: clip for clip in clips}
+        self.clips = {name: c for c in clips for name in (c.scene.id, f"{c.scene.id}.mp4")}
         self.shown, self.steps_seen = set(), 0
 
     def show(self, video, frames, seconds, views, *, shown):
@@ -141,7 +141,7 @@ class Oracle:
             return caption(clip.scene)
         example, answer = _answers(clip.scene.id, self).get(text, (None, "no idea"))
         if example and example.task.startswith("brief_"):
-            return answer if budget.Exam(clip, example).seen(context.window) else "no idea"
+            return answer if exams.Exam(clip, example).seen(context.window) else "no idea"
         return answer
 
 
@@ -184,7 +184,7 @@ def few_settings(monkeypatch):
 def _config(**changes):
     config = plain(read_config("evaluate.py:toy"))
     small = {"full_validation": 5, "full_test": 6, "brief_validation": 2, "brief_test": 3}
-    small |= {"easy_validation": 0, "easy_test": 0, "gate_windows": 4, "gate_clips": 4}
+    small |= {"easy_validation": 0, "easy_test": 0, "gate_windows": 4, "gate_clips": 4, "pairs": 0}
     return config | small | {"budgets": [4]} | changes
 
 
@@ -365,6 +365,72 @@ def test_baselines_have_as_many_settings_to_choose_from():
     assert len({(one.family, str(one.settings)) for one in found}) == len(found)
 
 
+class Knowing:
+    """Answers questions about videos that it was shown, as `answer(exam, frames)` would."""
+
+    batch = 7
+
+    def __init__(self, answer):
+        self._answer, self._exams, self._shown = answer, {}, {}
+
+    def knows(self, asked):
+        for exam in asked:
+            self._exams[exam.example.video, prompt(exam.example)[0]] = exam
+
+    def show(self, video, frames, seconds, views, *, shown):
+        self._shown[video] = frames
+
+    def drop(self, video):
+        self._shown.pop(video, None)
+
+    def look(self, contexts):
+        return contexts
+
+    def answer(self, state, texts, *, max_tokens):
+        found = []
+        for context, text in zip(state, texts, strict=True):
+            exam = self._exams[context.video, text]
+            assert (self._shown[context.video] == exam.clip.frames).all()
+            found.append(self._answer(exam, context.window))
+        return found
+
+
+@pytest.fixture
+def examined(monkeypatch):
+    """Figures of who answers as a function of the exam and the frames shown does."""
+    answered = exams.answered
+
+    def knowing(examiner, system, asked, frames):
+        examiner.knows(asked)
+        return answered(examiner, system, asked, frames)
+
+    def figures(answer):
+        found, _ = exams.figures(Knowing(answer), "", 24, seed=0)
+        assert min(found["p_acc"].n, found["agreement"].n) >= 8 and found["brief_acc"].n >= 20
+        return {name: estimate.value for name, estimate in found.items()}
+
+    monkeypatch.setattr(exams, "answered", knowing)
+    return figures
+
+
+def test_pairs_tell_who_looks_at_the_video(examined):
+    def truth(exam, window):
+        return answer_text(exam.example)
+
+    def always_the_same(exam, window):
+        return min(exam.example.options)
+
+    def of_what_is_shown(exam, window):
+        brief = exam.example.task.startswith("brief_")
+        return truth(exam, window) if not brief or exam.seen(window) else "no idea"
+
+    assert set(examined(truth).values()) == {1.0}
+    found = examined(always_the_same)
+    assert found["p_acc"] == 0 < found["i_acc"] <= 0.5 and found["agreement"] == 1
+    found = examined(of_what_is_shown)
+    assert 0.2 < found.pop("brief_acc") < 1 and set(found.values()) == {1.0}
+
+
 def test_every_score_may_leave_the_first_step_out():
     recorded = {"pair": _records(FLAT, FLAT, FLAT, TEXTS)}
     found = candidates.candidates(replace(SETTINGS, hypotheses=2), ("pair",))
@@ -382,7 +448,7 @@ def test_every_score_may_leave_the_first_step_out():
 
 def test_only_frames_of_the_moment_answer_the_question():
     for index in range(3):
-        [exam] = budget.exams([make(index, level="brief", kinds=("recolor",))], seed=0)
+        [exam] = exams.of_moments([make(index, level="brief", kinds=("recolor",))], seed=0)
         colour = exam.clip.scene.colour[exam.clip.scene.events[0].object]
         differs = np.flatnonzero(colour != colour[0]).tolist()
         assert list(exam.moment) == differs and exam.seen([0, differs[-1]])
@@ -391,7 +457,7 @@ def test_only_frames_of_the_moment_answer_the_question():
 
 
 def test_a_selector_is_chosen_by_what_it_shows():
-    [exam] = budget.exams([make(0, level="brief", kinds=("recolor",))], seed=0)
+    [exam] = exams.of_moments([make(0, level="brief", kinds=("recolor",))], seed=0)
     scores = np.zeros((1, 32))
     scores[0, exam.moment[0]] = 1.0
     assert budget._best_selector(scores, [(0, exam)], 1) == ("softmax, tau 0.3", 1.0)

@@ -14,6 +14,7 @@ COMMANDS = {
     "score": "videos in, one surprise trace per video out",
     "evaluate": "when scores tell that something happened, beside every baseline",
     "train": "train a model by a recipe, from scratch or from a checkpoint",
+    "ablate": "train configurations side by side, by several seeds, and compare them",
     "frames": "choose frames from traces for a budget",
     "bench": "measure beside peers, in one run: score, train, data, compile, load",
     "convert": "Hugging Face directory <-> Orbax checkpoint",

@@ -1,0 +1,155 @@
+"""`saccade ablate`: configurations side by side, each trained by several seeds, as a table.
+
+A row is a training run's configuration. Every row is trained with every seed, then examined by
+`saccade evaluate`, so that all answer the same questions; rows are compared seed by seed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.arguments import Parser, UsageError, plain, read_config
+from experiments.outputs import take, write
+
+log = logging.getLogger(__name__)
+
+_FIGURES = "figures.json"
+_SOURCES = ("exam", "eval", "train")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser(
+        "ablate",
+        "--config=FILE[:ARG] [--out=DIR] [--config.KEY=VALUE ...]",
+        "Trains every row by every seed, examines what came of it, and compares rows seed by seed.",
+    )
+    parser.add_config("ablate.py:crpo")
+    parser.add_argument("--out", default="runs/ablate", help="folder of all runs; it is taken up")
+    found = parser.parse(argv)
+    command = " ".join(["saccade ablate", *argv])
+    return run(plain(found.config), Path(found.out), command=command)
+
+
+def run(config: dict[str, Any], out: Path, *, command: str) -> int:
+    """Runs what is missing, and writes results.json and table.md; 0, or 1 where it was stopped.
+
+    `config`: see `configs/ablate.py`. What is finished is not done again. Raises UsageError.
+    """
+    import jax
+
+    rows, exam = _read(config)
+    take(out, config, free=("seeds", "figures"))
+    runs = [(seed, name) for seed in range(config["seeds"]) for name in rows]
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for number, (seed, name) in enumerate(runs, 1):
+        folder = out / name / str(seed)
+        if not (folder / _FIGURES).exists():
+            log.info("run %d of %d: %s, seed %d", number, len(runs), name, seed)
+            if not _trained(rows[name] | {"seed": seed}, exam, folder):
+                log.info("the same command goes on from there")
+                return 1
+            jax.clear_caches()  # of programs that no other run can use
+        found[name, seed] = json.loads((folder / _FIGURES).read_text(encoding="utf-8"))
+        if name == list(rows)[-1]:
+            _report(config, list(rows), seed + 1, found, out, command)
+    return 0
+
+
+def _read(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """The configuration of each row, and that of the examination. Raises UsageError."""
+    if config["seeds"] < 2:
+        raise UsageError(f"--config.seeds is {config['seeds']}; an interval needs at least 2")
+    if config["control"] not in config["rows"]:
+        names = ", ".join(config["rows"])
+        raise UsageError(f"--config.control is {config['control']!r}; choose from {names}")
+    if wrong := [name for name in config["figures"] if name.partition("/")[0] not in _SOURCES]:
+        raise UsageError(
+            f"--config.figures has {wrong[0]!r}; write exam/NAME, eval/NAME or train/NAME"
+        )
+    rows = {name: _configured(row, config["shared"]) for name, row in config["rows"].items()}
+    for name, row in rows.items():
+        if "recipe" not in row:
+            raise UsageError(f"--config.rows.{name}: that is no configuration of a training run")
+        if row["processes"] != 1:
+            raise UsageError(f"--config.rows.{name}: processes is not 1; runs are of one process")
+    return rows, _configured(config["exam"]) if config["exam"] else None
+
+
+def _configured(words: str, shared: str = "") -> dict[str, Any]:
+    """The configuration FILE[:ARG], changed by KEY=VALUE, as words; its own come last."""
+    spec, *changes = words.split()
+    return plain(read_config(spec, [f"--config.{one}" for one in (*shared.split(), *changes)]))
+
+
+def _trained(config: dict[str, Any], exam: dict[str, Any] | None, folder: Path) -> bool:
+    """Trains and examines one run and keeps its figures; False where it was told to stop.
+
+    train/NAME is a mean over all steps, eval/NAME what the last evaluation found, exam/NAME what
+    `saccade evaluate` finds.
+    """
+    from experiments import evaluate, train
+
+    if train.run(config, folder):
+        return False
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    figures = {}
+    for name in dict.fromkeys(name for line in lines for name in line):
+        values = [line[name] for line in lines if name in line]
+        last = name.startswith("eval/")
+        figures[name if last else f"train/{name}"] = values[-1] if last else float(np.mean(values))
+    if exam is not None:
+        model = str(folder / "export")
+        evaluate.run(model, folder / "exam", exam, command=f"saccade evaluate --model={model}")
+        results = json.loads((folder / "exam" / "results.json").read_text(encoding="utf-8"))
+        figures |= {f"exam/{name}": value for name, value in results["figures"].items()}
+    write(folder / _FIGURES, json.dumps(figures, indent=2) + "\n")
+    return True
+
+
+def _report(
+    config: dict[str, Any],
+    rows: Sequence[str],
+    seeds: int,
+    found: Mapping[tuple[str, int], Mapping[str, float]],
+    out: Path,
+    command: str,
+) -> None:
+    """Writes and shows what the first `seeds` seeds say."""
+    from experiments.bench import write_results
+    from experiments.localise import flat, spread
+    from experiments.tables import markdown
+    from surprise.localisation import Estimate, student
+
+    control = config["control"]
+
+    def estimates(name: str, minus: str = "") -> dict[str, Estimate]:
+        def value(who: str, figure: str, seed: int) -> float:
+            return found[who, seed].get(figure, float("nan")) if who else 0.0
+
+        return {
+            figure: student(
+                [value(name, figure, s) - value(minus, figure, s) for s in range(seeds)]
+            )
+            for figure in config["figures"]
+        }
+
+    parts = {
+        "mean over seeds": {name: estimates(name) for name in rows},
+        f"minus {control}, seed by seed": {
+            f"{name} - {control}": estimates(name, control) for name in rows if name != control
+        },
+    }
+    figures = {f"{name}/{figure}": estimate for part in parts.values()
+               for name, told in part.items() for figure, estimate in told.items()}  # fmt: skip
+    table = [{"part": part, "row": name, "n": seeds, **spread(told)}
+             for part, own in parts.items() for name, told in own.items()]  # fmt: skip
+    write_results(out, command, settings=config, figures=flat(figures), table=table)
+    text = markdown(table)
+    write(out / "table.md", text)
+    log.info("%s", text)

@@ -1,0 +1,75 @@
+"""Methods beside each other, at equal rollouts and equal steps, on the toy world.
+
+A row is what `saccade train` would be told: FILE[:ARG] and KEY=VALUE, as words.
+"""
+
+from ml_collections import ConfigDict
+
+_RULES = {
+    f"crpo-{who}-{std}-{pairing}": f"crpo.py:tiny advantage={advantage} "
+    f"reward_options.relation.pairing={pairing}"
+    for who, std, advantage in (
+        ("branch", "std", "group"),
+        ("branch", "nostd", "group_centred"),
+        ("joint", "std", "joint"),
+        ("joint", "nostd", "joint_centred"),
+    )
+    for pairing in ("mean", "paired")
+}
+"""CRPO by who is compared with whom, whether by the std, and how answers are paired."""
+
+
+def get_config(arg: str = "crpo") -> ConfigDict:
+    """`:crpo`, in all its forms, beside GRPO with twice the answers, T-GRPO and ArrowRL; `:strive`,
+    beside GRPO; `:spike_rl`, beside the model that it starts from.
+    """
+    if arg not in ("crpo", "strive", "spike_rl"):
+        raise ValueError(f"ablate.py has no mode {arg!r}; choose from crpo, strive, spike_rl")
+    config = ConfigDict()
+    config.seeds = 5
+    config.shared = "steps=60"  # changes to every row; its own come after them
+    none = "full_validation=0 full_test=0 easy_test=0 brief_test=0 gate_windows=0 gate_clips=0"
+    config.exam = f"evaluate.py:toy {none}"  # what comes of a run is put to; "": nothing
+    # Shown and compared: train/NAME, a mean over all steps; eval/NAME, the last; exam/NAME.
+    if arg == "crpo":
+        # 8 answers to a question, whoever gives them.
+        config.rows = ConfigDict(
+            {
+                "start": "grpo.py:tiny routed=true learning_rate=0 steps=1",
+                "grpo": "grpo.py:tiny routed=true num_generations=8",
+                "t_grpo": "t_grpo.py:tiny routed=true num_generations=4 watched_generations=4",
+                "arrow_rl": "arrow_rl.py:tiny routed=true num_generations=7",
+                **_RULES,
+            }
+        )
+        config.control = "grpo"
+        config.figures = ("exam/p_acc", "exam/i_acc", "exam/static_acc", "exam/agreement",
+                          "train/frac_reward_zero_std")  # fmt: skip
+    elif arg == "strive":
+        same = "level=brief frames=8 prompt_tokens=160"
+        config.rows = ConfigDict(
+            {
+                "start": f"grpo.py:tiny {same} learning_rate=0 steps=1",
+                "grpo": f"grpo.py:tiny {same} num_generations=8",
+                "strive": "strive.py:tiny",
+            }
+        )
+        config.control = "grpo"
+        config.figures = ("exam/brief_acc", "exam/i_acc", "train/frac_reward_zero_std",
+                          "train/reward_std", "train/grad_norm")  # fmt: skip
+    else:
+        config.shared = "steps=60 eval_every=60 eval_batches=64"
+        config.exam = (
+            "evaluate.py:toy full_validation=60 full_test=200 easy_test=0 brief_test=0 pairs=0 "
+            "gate_windows=0 gate_clips=120"
+        )
+        config.rows = ConfigDict(
+            {
+                "spike": "spike_rl.py:tiny learning_rate=0 steps=1 eval_every=1",
+                "spike_rl": "spike_rl.py:tiny",
+            }
+        )
+        config.control = "spike"
+        config.figures = ("exam/surprise_acc1", "exam/kl_acc1", "exam/diversity", "eval/reward",
+                          "exam/gate_caption_event")  # fmt: skip
+    return config

@@ -202,7 +202,9 @@ def _recipe(config: dict[str, Any], mesh: Mesh | None) -> tuple[VLM, Supervised 
                     "--config.warmup_steps are of the tower alone, and it is frozen; make them 0"
                 )
 
-            found = vlm.load(config["model"], dtype=dtype, seed=config["seed"], place=place)
+            # A directory's weights are gone on from; a name has them drawn.
+            seed = None if Path(config["model"]).is_dir() else config["seed"]
+            found = vlm.load(config["model"], dtype=dtype, seed=seed, place=place)
             pupil = sft.Pupil(found.model, rngs=nnx.Rngs(config["seed"]))
             how = {name: config[name] for name in ("shares", "unroll", "remat")}
             teacher = sft.Teacher(found.processor, config)

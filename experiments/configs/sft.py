@@ -11,7 +11,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         raise ValueError(f"sft.py has no mode {arg!r}; choose from {', '.join(_MODES)}")
     config = ConfigDict()
     config.recipe = "sft"
-    config.model = _MODES[arg]  # the architecture; its weights are drawn by the seed
+    config.model = _MODES[arg]  # its weights are drawn by the seed; or a trained model's directory
     config.seed = 0
     config.steps = 5200
     config.warmup_steps = 650  # of the tower alone, on dense labels

@@ -214,6 +214,16 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     assert again.trained and again.config == vlm.load("tiny", seed=0).config
 
 
+def test_a_trained_directory_is_gone_on_from(tmp_path):
+    vlm.save(vlm.load("tiny", seed=3), tmp_path)
+    drawn = vlm.load("tiny", dtype="float32", seed=3)
+    found, _ = train._recipe(config(f"--config.model={tmp_path}"), None)
+    for name in ("vision", "decoder"):
+        pair = (jax.tree.leaves(nnx.state(vars(one.model)[name])) for one in (found, drawn))
+        for leaf, other in zip(*pair, strict=True):
+            np.testing.assert_allclose(leaf, other, atol=1e-3)  # kept in bfloat16
+
+
 def test_a_run_of_other_settings_is_not_taken_up(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config("--config.seed=3")))
     with pytest.raises(UsageError, match=r"other settings \(seed\)"):

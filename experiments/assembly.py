@@ -17,21 +17,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
-from experiments.arguments import UsageError
+from experiments.arguments import UsageError, plain
+from experiments.configs.scale import scale
 from experiments.mesh import Driver, here, put, sharded, shardings, single
 from vlm.text import Decoder
 
-OFF = {
-    "mesh": [1, 1, 1],
-    "freeze_tower": False,
-    "lora_rank": 0,
-    "lora_alpha": 32.0,
-    "compute_dtype": "float32",
-    "remat": False,
-    "ema_decay": 0.0,
-    "best": "",
-}
+OFF = plain(scale(ConfigDict()))
 """Options of scale at values that change nothing."""
 DTYPES = ("float32", "bfloat16")
 

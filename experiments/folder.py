@@ -12,7 +12,7 @@ from typing import Any
 
 from data.video import Decoder, VideoError
 from experiments.arguments import UsageError
-from experiments.outputs import check_same, write
+from experiments.outputs import CONFIG, check_same, write
 from experiments.sources import Source
 from surprise import Trace
 
@@ -54,7 +54,7 @@ class Folder:
                 if done := _read_traces(there / "trace.jsonl"):
                     check_same(there, config, shaped_by)
                     finished |= done.keys()
-            (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            write(path / CONFIG, json.dumps(config, indent=2) + "\n")
             (path / _FINISHED).unlink(missing_ok=True)
             (path / "failures.jsonl").write_text("")  # what failed before is tried again
             return cls(path, _read_traces(path / "trace.jsonl"), finished)
@@ -146,7 +146,7 @@ def merge(out: str) -> Folder:
     left = [line for name, line in failures.items() if name not in traces]
     _replace(whole / "trace.jsonl", ordered)
     _replace(whole / "failures.jsonl", left)
-    (whole / "config.json").write_text((parts[0] / "config.json").read_text())
+    write(whole / CONFIG, (parts[0] / CONFIG).read_text(encoding="utf-8"))
     folder = Folder(whole, {trace["id"]: trace for trace in ordered}, set(traces))
     folder.failed = len(left)
     return folder

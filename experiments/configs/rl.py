@@ -5,6 +5,8 @@ Keys that TRL has bear TRL's names.
 
 from ml_collections import ConfigDict
 
+from experiments.configs.scale import scale
+
 
 def base(arg: str) -> ConfigDict:
     """GRPO: `:tiny`, on the toy world and at a size for two CPU cores (the default); `:videos`, on
@@ -82,19 +84,9 @@ def base(arg: str) -> ConfigDict:
     config.decay_share = 0.0
     config.weight_decay = 0.0
     config.clip = 1.0
-    config.ema_decay = 0.0  # of an average of the parameters, evaluated and exported; 0: none
 
-    # Scale
-    config.mesh = (1, 1, 1)  # devices along data, fsdp and tensor; no number depends on it
-    config.coordinator = ""  # host:port of process 0, where several processes share the mesh
-    config.processes = 1  # of them; the coordinator "auto" knows itself, on TPU pods and Slurm
-    config.process = 0  # this one
+    scale(config)
     config.micro_batches = 1  # of an update, to save memory
-    config.remat = False  # recompute activations in the backward pass, to save memory
-    config.compute_dtype = "float32"  # or bfloat16; what is trained is kept in float32
-    config.freeze_tower = False  # the vision tower, its merger included, stays as it is
-    config.lora_rank = 0  # of adapters of the decoder's projections, trained alone; 0: none
-    config.lora_alpha = 32.0  # what adapters add is multiplied by lora_alpha / lora_rank
 
     # Seeing and keeping
     config.eval_every = 0  # steps; 0: never

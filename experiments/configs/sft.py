@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from experiments.configs.scale import scale
+
 _MODES = {"tiny": "tiny", "tiny-qwen3": "tiny-qwen3"}
 
 
@@ -40,24 +42,14 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         {"predict": 0.5, "prior": 1.0, "posterior": 1.0, "caption": 1.0, "claim": 1.5,
          "clip_caption": 1.0, "word": 1.0, "letter": 1.5, "lookup": 1.0}
     )  # fmt: skip
-    config.unroll = True  # layers of the decoder in line: faster where they are few
+    config.unroll = True  # layers of the decoder in line, but for remat: faster where they are few
     config.learning_rate = 2e-3
     config.muon_learning_rate = 3e-3
     config.ramp_steps = 50
     config.decay_share = 0.8
     config.weight_decay = 0.0
     config.clip = 1.0
-    config.ema_decay = 0.0  # of an average of the parameters, which is exported; 0: none
-    # Scale. Over a mesh a batch is split where its side divides; each device has all of the rest.
-    config.mesh = (1, 1, 1)  # devices along data, fsdp and tensor; no number depends on it
-    config.coordinator = ""  # host:port of process 0, where several processes share the mesh
-    config.processes = 1  # of them; the coordinator "auto" knows itself, on TPU pods and Slurm
-    config.process = 0  # this one
-    config.remat = False  # recompute activations in the backward pass; layers are not unrolled then
-    config.compute_dtype = "float32"  # or bfloat16; what is trained is kept in float32
-    config.freeze_tower = False  # the vision tower, its merger included, stays as it is
-    config.lora_rank = 0  # of adapters of the decoder's projections, trained alone; 0: none
-    config.lora_alpha = 32.0  # what adapters add is multiplied by lora_alpha / lora_rank
+    scale(config)  # over a mesh a batch is split where its side divides; each device has the rest
     config.log_every = 10
     config.save_every = 200
     config.keep = 2  # checkpoints, the last ones

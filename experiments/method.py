@@ -89,6 +89,8 @@ class Method:
         if config["beta"]:
             self._reference = driver(untouched(found.model, config), mesh)
         self.best = config["best"]
+        if self.best and not self.best.startswith("eval/"):
+            raise UsageError(f"--config.best is {self.best!r}; an evaluation finds eval/NAME")
         if self.best and not config["eval_every"]:
             raise UsageError(f"--config.best is {self.best!r}; set eval_every, or it is never seen")
         self._in_vain, self._clock = 0, time.monotonic()

@@ -405,8 +405,8 @@ def examined(monkeypatch):
         return answered(examiner, system, asked, frames)
 
     def figures(answer):
-        found, _ = exams.figures(Knowing(answer), "", 24, seed=0)
-        assert min(found["p_acc"].n, found["agreement"].n) >= 8 and found["brief_acc"].n >= 20
+        found, _ = exams.figures(Knowing(answer), "", 12, seed=0)
+        assert min(found["p_acc"].n, found["agreement"].n) >= 4 and found["brief_acc"].n >= 10
         return {name: estimate.value for name, estimate in found.items()}
 
     monkeypatch.setattr(exams, "answered", knowing)

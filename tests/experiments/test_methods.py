@@ -173,6 +173,8 @@ def test_a_dry_run_shows_answers_and_trains_nothing(tmp_path, model, caplog):
         ("micro_batches=3", "num_minibatches x micro_batches = 3 must divide it"),
         ("tasks=colours", "no task 'colours'; choose from caption"),
         ("reward_weights=1,2", "2 weights for 1 rewards"),
+        ("best=reward", "best is 'reward'; an evaluation finds eval/NAME"),
+        ("best=eval/reward", "best is 'eval/reward'; set eval_every, or it is never seen"),
         ("recipe=magic", "recipe is 'magic'; choose from sft, rl"),
         ("num_generation=8", "no such key; did you mean num_generations"),
     ],

@@ -45,19 +45,19 @@ def run(config: dict[str, Any], out: Path, *, command: str) -> int:
 
     rows, exam = _read(config)
     take(out, config, free=("seeds", "figures"))
-    runs = [(seed, name) for seed in range(config["seeds"]) for name in rows]
     found: dict[tuple[str, int], dict[str, float]] = {}
-    for number, (seed, name) in enumerate(runs, 1):
-        folder = out / name / str(seed)
-        if not (folder / _FIGURES).exists():
-            log.info("run %d of %d: %s, seed %d", number, len(runs), name, seed)
-            if not _trained(rows[name] | {"seed": seed}, exam, folder):
-                log.info("the same command goes on from there")
-                return 1
-            jax.clear_caches()  # of programs that no other run can use
-        found[name, seed] = json.loads((folder / _FIGURES).read_text(encoding="utf-8"))
-        if name == list(rows)[-1]:
-            _report(config, list(rows), seed + 1, found, out, command)
+    for seed in range(config["seeds"]):
+        for name, row in rows.items():
+            kept = out / name / str(seed) / _FIGURES
+            if not kept.exists():
+                number, every = len(found) + 1, len(rows) * config["seeds"]
+                log.info("run %d of %d: %s, seed %d", number, every, name, seed)
+                if not _trained(row | {"seed": seed}, exam, kept.parent):
+                    log.info("the same command goes on from there")
+                    return 1
+                jax.clear_caches()  # of programs that no other run can use
+            found[name, seed] = json.loads(kept.read_text(encoding="utf-8"))
+        _report(config, list(rows), seed + 1, found, out, command)
     return 0
 
 

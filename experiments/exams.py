@@ -17,6 +17,7 @@ from data.toyscene import FPS
 from data.toyworld import Clip, make, transformed
 from data.types import Example
 from experiments.examiner import Examiner
+from experiments.gates import FAR
 from experiments.localise import Row, spread
 from experiments.progress import Progress
 from surprise import Context
@@ -65,7 +66,7 @@ def figures(
     brief_acc: about moments, by 8 evenly spaced frames. Clips are numbered from the far end, so
     that they are none of those that scores are measured on.
     """
-    first = 3_000_000
+    first = 3 * FAR
     drawn = [make(first + i, seed=seed, split=split) for i in range(count)]
     both = [pair for i, clip in enumerate(drawn) if (pair := _pair(clip, i, seed))]
     whole = [tuple(range(exam.clip.scene.steps)) for pair in both for exam in pair]

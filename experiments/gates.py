@@ -38,6 +38,8 @@ GATES = {
     "caption_event": (0.7, 1.0),
 }
 """The least and the most that a figure may be."""
+FAR = 1_000_000
+"""Clips from here on are none that scores are measured on."""
 _CLAIMS = 8  # asked about a step
 _SENTENCE_TOKENS, _CAPTION_TOKENS, _WORD_TOKENS = 40, 80, 16
 
@@ -60,11 +62,11 @@ def gates(
     """
     values: dict[str, list[float]] = {}
     if windows:
-        numbers = range(_FAR, _FAR + windows)
+        numbers = range(FAR, FAR + windows)
         odd = [make(n, seed=seed, split=split, level=level, kinds=EVENTS) for n in numbers]
         values |= _at_steps(examiner, settings, odd, seed)
     if clips:
-        numbers = range(2 * _FAR, 2 * _FAR + clips)
+        numbers = range(2 * FAR, 2 * FAR + clips)
         mixed = [make(n, seed=seed, split=split, level=level) for n in numbers]
         values |= _of_clips(examiner, settings.prompts, mixed, seed)
     figures = {name: bootstrap(found) for name, found in sorted(values.items())}
@@ -86,9 +88,6 @@ def _gate(name: str, figures: dict[str, Estimate]) -> Row:
             least, most = GATES[key]
             row |= {"gate": f"{key}: {least} to {most}", "passed": least <= estimate.value <= most}
     return row
-
-
-_FAR = 1_000_000
 
 
 def passed(figures: dict[str, Estimate]) -> bool:

@@ -193,7 +193,7 @@ def _world(config, gated=True):
     sets = [clips for level in ("full", "easy", "brief")
             for clips in evaluate.clip_sets(level, config).values()]  # fmt: skip
     found = [clip for clips in sets for clip in clips.clips()]
-    far = gates._FAR
+    far = gates.FAR
     for n in range(4 * gated):
         found.append(make(far + n, split="test", kinds=EVENTS))
         found.append(make(2 * far + n, split="test"))
@@ -261,7 +261,7 @@ def test_records_of_another_model_or_setting_are_refused(tmp_path):
 
 def test_gates_find_out_who_does_not_look():
     """A model that says yes to everything, and knows no question, fails."""
-    scenes = [make(gates._FAR + n, split="test", kinds=EVENTS) for n in range(6)]
+    scenes = [make(gates.FAR + n, split="test", kinds=EVENTS) for n in range(6)]
     blind = Oracle(*scenes)
     blind._right = lambda scene, step, text: True
     figures, _ = gates.gates(blind, SETTINGS, windows=6, clips=0)

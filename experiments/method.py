@@ -75,7 +75,12 @@ class Method:
         self.config, self.objective = config, objective(config, replicas(mesh))
         self.module, self.trained = found.model, found.trained
         self._cell = found.config.vision.merge**2
-        self.loss = partial(rl.loss, objective=self.objective, remat=config["remat"])
+        self.loss = partial(
+            rl.loss,
+            objective=self.objective,
+            unroll=config["unroll"],
+            remat=config["remat"],
+        )
         self.parts, self.spread = config["micro_batches"], spread_shares
         self.updates = config["num_iterations"] * config["num_minibatches"]
         if config["video_pixels"]:
@@ -134,7 +139,7 @@ class Method:
         if config["advantage"] == "share":
             rows = rows + self._own(rollouts, rewards)
         scored = (rl.logprobs, prompts, samples.tokens, mask)
-        how = {"temperature": self.objective.temperature}
+        how = {"temperature": self.objective.temperature, "unroll": config["unroll"]}
         behaviour = reference = None
         if self.updates > 1:  # else the update's own are those of the policy that sampled
             behaviour = run.fetch(run(*scored, **how))

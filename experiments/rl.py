@@ -240,9 +240,15 @@ def logprobs(
     mask: Bool[np.ndarray | Array, "B M R L"],
     *,
     temperature: float = 1.0,
+    unroll: bool = False,
     remat: bool = False,
 ) -> Float[Array, "B M R L"]:
-    """log π(token) of R rows behind each prompt: the graph that is trained."""
+    """log π(token) of R rows behind each prompt: the graph that is trained.
+
+    `unroll` puts the decoder's layers in line, unless `remat` recomputes the activations of each in
+    the backward pass.
+    """
+    model = model.unstacked() if unroll and not remat else model
     hidden, cache = prefill(model, prompts, remat=remat)
     ids, valid = (jnp.asarray(part).reshape(-1, *part.shape[2:]) for part in (tokens, mask))
     positions = (
@@ -254,12 +260,17 @@ def logprobs(
 
 
 def loss(
-    model: Model, batch: Experience, *, objective: Objective, remat: bool = False
+    model: Model,
+    batch: Experience,
+    *,
+    objective: Objective,
+    unroll: bool = False,
+    remat: bool = False,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The policy loss of a batch and what to log of it, or a micro-batch's share of both.
 
     reduce(-A ρ, clipped) + beta · reduce(KL). Shares add up; of names in /max the largest counts.
-    With `remat` the backward pass recomputes activations, a layer at a time.
+    For `unroll` and `remat` see `logprobs`.
     """
     mask, advantages = batch.mask, batch.advantages
     sequences, count = (jnp.asarray(part)[0] for part in (batch.sequences, batch.count))
@@ -272,7 +283,7 @@ def loss(
         "dapo": over_tokens,
         "reinforce": partial(mean_of_sequence_sums, mask=mask, sequences=sequences),
     }[objective.loss_type]
-    how = {"temperature": objective.temperature, "remat": remat}
+    how = {"temperature": objective.temperature, "unroll": unroll, "remat": remat}
     logp = logprobs(model, batch.prompts, batch.tokens, mask, **how)
     ratio = _RATIOS[objective.importance_sampling_level](logp, batch.behaviour, mask)
     clip = {"low": objective.epsilon, "high": objective.epsilon_high or objective.epsilon}

@@ -141,6 +141,16 @@ def updater(
     """
     mesh = assembly.mesh
 
+    def moved(state: TrainState, gradient: Any) -> TrainState:
+        changes, memory = rule.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, changes)
+        average = jax.tree.map(
+            lambda mean, new: decay * mean + (1 - decay) * new,
+            state.average,
+            None if state.average is None else params,
+        )
+        return replace(state, params=params, optimizer=memory, average=average)
+
     def update(state: TrainState, frozen: Any, batch: Any):
         def of(params, part):
             return loss(assembly.module(params, frozen), part)
@@ -151,17 +161,10 @@ def updater(
         else:
             (value, metrics), gradient = _added(learn, state.params, batch, parts, mesh)
         norm = optax.tree.norm(gradient)
-        changes, memory = rule.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, changes)
-        average = jax.tree.map(
-            lambda mean, new: decay * mean + (1 - decay) * new,
-            state.average,
-            None if state.average is None else params,
-        )
-        new = replace(state, params=params, optimizer=memory, average=average)
         finite = jnp.isfinite(norm)
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        state = replace(kept, step=state.step + 1)
+        # A condition, and no selection between states: that would need the old one in whole.
+        state = jax.lax.cond(finite, moved, lambda state, _: state, state, gradient)
+        state = replace(state, step=state.step + 1)
         if mesh is not None:
             state = jax.lax.with_sharding_constraint(state, shardings(state, mesh))
         skipped = jnp.where(finite, 0.0, 1.0)

@@ -42,7 +42,6 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         {"predict": 0.5, "prior": 1.0, "posterior": 1.0, "caption": 1.0, "claim": 1.5,
          "clip_caption": 1.0, "word": 1.0, "letter": 1.5, "lookup": 1.0}
     )  # fmt: skip
-    config.unroll = True  # layers of the decoder in line, but for remat: faster where they are few
     config.learning_rate = 2e-3
     config.muon_learning_rate = 3e-3
     config.ramp_steps = 50

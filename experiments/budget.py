@@ -86,8 +86,9 @@ def spend(
         for name, plain in _WITHOUT_SCORES.items():
             frames[name, budget] = [_numbers(plain(exam, budget, c)) for c, exam in asked]
     exams = [exam for _, exam in asked]
-    answers = answered(examiner, system, exams, frames)
-    found = {way: right(exams, texts) for way, texts in answers.items()}
+    every = [pair for rows in frames.values() for pair in zip(exams, rows, strict=True)]
+    correct = right(exams * len(frames), answered(examiner, system, every))
+    found = dict(zip(frames, correct.reshape(len(frames), -1), strict=True))
     return _report(chosen, ways, known, asked, frames, found, budgets)
 
 

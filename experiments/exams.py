@@ -6,7 +6,7 @@ its mirrored or reversed copy, where what is dynamic has another answer, and wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ from surprise.frames import uniform_frames
 from surprise.hypotheses import same_form
 from surprise.localisation import Estimate, bootstrap
 
+Frames = tuple[int, ...]
+_Key = tuple[int, str, Frames]
 _ANSWER_TOKENS = 16
 _BRIEF_FRAMES = 8
 _TRANSFORMS = ("flip", "reversal")
@@ -69,22 +71,25 @@ def figures(
     first = 3 * FAR
     drawn = [make(first + i, seed=seed, split=split) for i in range(count)]
     both = [pair for i, clip in enumerate(drawn) if (pair := _pair(clip, i, seed))]
-    whole = [tuple(range(exam.clip.scene.steps)) for pair in both for exam in pair]
     sides = [exam for pair in both for exam in pair]
-    said = answered(examiner, system, sides, {("all", 0): whole})["all", 0]
+    whole = [(exam, tuple(range(exam.clip.scene.steps))) for exam in sides]
+    said = answered(examiner, system, whole)
     correct = right(sides, said).reshape(-1, 2)
     alike = np.array([one == other for one, other in zip(said[::2], said[1::2], strict=True)])
     dynamic = np.array([pair[0].example.route != "static" for pair in both], bool)
     brief = [make(first + i, seed=seed, split=split, level="brief", kinds=("recolor",))
              for i in range(count)]  # fmt: skip
     asked = [exam for exam in of_moments(brief, seed=seed) if exam]
-    few = [tuple(uniform_frames(_BRIEF_FRAMES, exam.clip.scene.steps).tolist()) for exam in asked]
+    few = [
+        (exam, tuple(uniform_frames(_BRIEF_FRAMES, exam.clip.scene.steps).tolist()))
+        for exam in asked
+    ]
     values = {
         "p_acc": correct[dynamic].all(1),
         "i_acc": correct[dynamic].mean(1),
         "static_acc": correct[~dynamic].mean(1),
         "agreement": alike[~dynamic],
-        "brief_acc": right(asked, answered(examiner, system, asked, {("even", 0): few})["even", 0]),
+        "brief_acc": right(asked, answered(examiner, system, few)),
     }
     found = {name: bootstrap(rows.astype(np.float64)) for name, rows in values.items()}
     rows = [
@@ -111,41 +116,35 @@ def _pair(clip: Clip, number: int, seed: int) -> tuple[Exam, Exam] | None:
     return Exam(clip, ours), Exam(transformed(clip, transform), other)
 
 
-def answered(
-    examiner: Examiner,
-    system: str,
-    asked: Sequence[Exam],
-    frames: Mapping[tuple[str, int], Sequence[tuple[int, ...]]],
-) -> dict[tuple[str, int], list[str]]:
-    """The model's greedy answer by word, for each way and exam.
+def answered(examiner: Examiner, system: str, asked: Sequence[tuple[Exam, Frames]]) -> list[str]:
+    """The model's greedy answer, by word, to each exam when it is shown the frames beside it.
 
-    The same frames of the same clip are asked about once. Prompts of a batch show equally many.
+    What is asked twice is answered once. Prompts of a batch show equally many frames.
     """
-    wanted = sorted(
-        {(len(rows[i]), i, rows[i]) for rows in frames.values() for i in range(len(asked))}
-    )
-    said: dict[tuple[int, tuple[int, ...]], str] = {}
+    exams = {(len(frames), exam.example.id, frames): exam for exam, frames in asked}
+    wanted = sorted(exams)
+    said: dict[tuple[str, Frames], str] = {}
     with Progress(len(wanted), "answer", about="questions") as progress:
         for part in _batches(wanted, examiner.batch):
-            shown: dict[int, list[tuple[int, ...]]] = {}
-            for _, i, places in part:
-                shown.setdefault(i, []).append(places)
-            for i, views in shown.items():
-                clip = asked[i].clip
+            about = [exams[key] for key in part]
+            views: dict[str, list[Frames]] = {}
+            for exam, (_, _, frames) in zip(about, part, strict=True):
+                views.setdefault(exam.example.video, []).append(frames)
+            for exam in {exam.example.video: exam for exam in about}.values():
+                clip, video = exam.clip, exam.example.video
                 seconds = np.arange(clip.scene.steps) / FPS
-                most = max(map(len, views))
-                examiner.show(asked[i].example.video, clip.frames, seconds, views, shown=most)
+                examiner.show(video, clip.frames, seconds, views[video], shown=part[0][0])
             contexts = [
-                Context(asked[i].example.video, 0, system, "", places) for _, i, places in part
+                Context(exam.example.video, 0, system, "", frames)
+                for exam, (_, _, frames) in zip(about, part, strict=True)
             ]
-            texts = [prompt(asked[i].example)[0] for _, i, _ in part]
+            texts = [prompt(exam.example)[0] for exam in about]
             answers = examiner.answer(examiner.look(contexts), texts, max_tokens=_ANSWER_TOKENS)
-            for (_, i, places), answer in zip(part, answers, strict=True):
-                said[i, places] = same_form(answer)
-            for i in shown:
-                examiner.drop(asked[i].example.video)
+            said |= {key[1:]: same_form(one) for key, one in zip(part, answers, strict=True)}
+            for video in views:
+                examiner.drop(video)
             progress.add(len(part))
-    return {way: [said[i, places] for i, places in enumerate(rows)] for way, rows in frames.items()}
+    return [said[exam.example.id, frames] for exam, frames in asked]
 
 
 def right(asked: Sequence[Exam], answers: Sequence[str]) -> Float[np.ndarray, " exams"]:
@@ -154,7 +153,7 @@ def right(asked: Sequence[Exam], answers: Sequence[str]) -> Float[np.ndarray, " 
     return np.array([own == wanted for own, wanted in zip(answers, truth, strict=True)], np.float64)
 
 
-def _batches(wanted: Sequence[tuple], size: int):
+def _batches(wanted: Sequence[_Key], size: int) -> Iterator[Sequence[_Key]]:
     """Parts of at most `size` whose first entries, the numbers of frames, are equal."""
     start = 0
     while start < len(wanted):

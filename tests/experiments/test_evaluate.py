@@ -400,9 +400,9 @@ def examined(monkeypatch):
     """Figures of who answers as a function of the exam and the frames shown does."""
     answered = exams.answered
 
-    def knowing(examiner, system, asked, frames):
-        examiner.knows(asked)
-        return answered(examiner, system, asked, frames)
+    def knowing(examiner, system, asked):
+        examiner.knows([exam for exam, _ in asked])
+        return answered(examiner, system, asked)
 
     def figures(answer):
         found, _ = exams.figures(Knowing(answer), "", 12, seed=0)

@@ -44,9 +44,9 @@ def attend(
 ) -> Float[Array, "B N T heads head_dim"]:
     """Grouped-query attention of N rows a prompt, each to its own slots and to one shared prefix.
 
-    The prefix is read once for all N rows and never copied: its scores are joined to the rows' own
-    before a single softmax, so the result equals attention over the concatenated keys. Memory is
-    linear in T and S, forward and backward, on every back end.
+    The prefix is read once for all N rows and never copied: its scores and the rows' own are under
+    a single softmax, so the result equals attention over the concatenated keys. Memory is linear in
+    T and S, forward and backward, on every back end.
 
     Args:
       q: queries; `heads` is a multiple of `kv_heads`.
@@ -198,27 +198,40 @@ def _partitioned(backend: str, q: Array) -> bool:
 
 
 def _joint(q, k, v, valid, prefix, start):
-    """One softmax over all scores at once."""
-    batch, rows, length, heads, head_dim = q.shape
-    kv_heads, own = k.shape[2], k.shape[3]
-    grouped = q.reshape(batch, rows, length, kv_heads, heads // kv_heads, head_dim)
+    """One softmax over own slots and prefix, whose parts share its maximum and its sum.
 
-    scores = _dot("bntkgh,bnksh->bnkgts", grouped, k) * head_dim**-0.5
+    The scores of a part stay where its matrix product has written them, for the prefix with the
+    rows behind the heads: joining the parts would move every score, and its gradient, several
+    times.
+    """
+    batch, rows, length, _, head_dim = q.shape
+    scaled = (q.astype(jnp.float32) * head_dim**-0.5).astype(q.dtype)  # rounded once
+    grouped = jnp.moveaxis(scaled.reshape(batch, rows, length, k.shape[2], -1, head_dim), 2, 4)
     seen = valid[:, :, None]
     if start is not None:
-        causal = jnp.arange(own)[None, :] <= start + jnp.arange(length)[:, None]
+        causal = jnp.arange(k.shape[3])[None, :] <= start + jnp.arange(length)[:, None]
         seen = seen & causal[None, None]
+
+    scores = _dot("bnkgth,bnksh->bnkgts", grouped, k)
     scores = jnp.where(seen[:, :, None, None], scores, _MASKED)
+    top = jnp.max(scores, axis=-1)
     if prefix is not None:
         prefix_k, prefix_v, prefix_valid = prefix
-        shared = _dot("bntkgh,bkph->bnkgtp", grouped, prefix_k) * head_dim**-0.5
+        shared = _dot("bkngth,bkph->bkngtp", jnp.swapaxes(grouped, 1, 2), prefix_k)
         shared = jnp.where(prefix_valid[:, None, None, None, None], shared, _MASKED)
-        scores = jnp.concatenate([scores, shared], axis=-1)
+        top = jnp.maximum(top, jnp.swapaxes(jnp.max(shared, axis=-1), 1, 2))
+    top = jax.lax.stop_gradient(top)  # cancels out
 
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    mixed = _dot("bnkgts,bnksh->bntkgh", weights[..., :own], v)
+    weights = jnp.exp(scores - top[..., None])
+    total = jnp.sum(weights, axis=-1)
+    mixed = _dot("bnkgts,bnksh->bnkgth", weights.astype(v.dtype), v)
     if prefix is not None:
-        mixed = mixed + _dot("bnkgtp,bkph->bntkgh", weights[..., own:], prefix_v)
+        top = jnp.swapaxes(top, 1, 2)
+        weights = jnp.exp(shared - top[..., None])
+        total += jnp.swapaxes(jnp.sum(weights, axis=-1), 1, 2)
+        more = _dot("bkngtp,bkph->bkngth", weights.astype(v.dtype), prefix_v)
+        mixed += jnp.swapaxes(more, 1, 2)
+    mixed = jnp.moveaxis(mixed / total[..., None], 4, 2)
     return mixed.astype(q.dtype).reshape(q.shape)
 
 

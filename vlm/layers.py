@@ -77,7 +77,7 @@ def scan(layers: nnx.Module, body: Callable, carry, xs, *, remat: bool = False):
 
     Of stacked layers one is traced and compiled, whatever the depth; xs and ys are stacked as well.
     With `remat` a layer's activations are recomputed in the backward pass instead of kept. A list
-    of layers (see `unstacked`), for inference, is unrolled; xs is a list too, and so are ys.
+    of layers (see `unstacked`) is unrolled, without `remat`; xs is a list too, and so are ys.
     """
     if isinstance(layers, nnx.List):
         ys = []
@@ -98,7 +98,8 @@ def unstacked(layers: nnx.Module, depth: int) -> nnx.Module:
     """Stacked layers as a list.
 
     For loops of many short steps: a scan would copy each layer's parameters out of the stack at
-    every step, and they are what such a step's time goes into; here that is done once.
+    every step, and they are what such a step's time goes into; here that is done once. And for
+    updates of a few small layers, where a scan would write every gradient into a stack of zeros.
     """
     graph, params = nnx.split(layers)
     return nnx.List(

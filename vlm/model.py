@@ -52,7 +52,7 @@ class Model(nnx.Module):
         return self.embed.embedding.dtype
 
     def unstacked(self) -> Model:
-        """The same model with its decoder's layers as a list: for loops of many short steps."""
+        """The same model with its decoder's layers as a list (see `vlm.layers.unstacked`)."""
         model = nnx.merge(*nnx.split(self))
         model.decoder.layers = unstacked(self.decoder.layers, self.config.text.layers)
         return model

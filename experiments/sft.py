@@ -95,12 +95,14 @@ class Teacher:
         config = self.config
         rng = np.random.default_rng([config["seed"], 1, step])
         first = step * 1000
-        if step < config["warmup_steps"]:
-            return self._cells(step)
-        kind = str(rng.choice(list(config["mix"]), p=list(config["mix"].values())))
         # Few shapes at first, for a while: what one object does is learned from one object.
         easy = step < config["warmup_steps"] + config["easy_steps"]
         levels = _LEVELS[:2] if easy else _LEVELS
+        if step < config["warmup_steps"]:
+            # By turns: Muon's steps go on at full length where a gradient stays away for long.
+            drills = rng.random() < config["warmup_drills"]
+            return self._drills(rng, first, levels) if drills else self._cells(step)
+        kind = str(rng.choice(list(config["mix"]), p=list(config["mix"].values())))
         if kind == "step":
             return self._steps(rng, first, levels)
         if kind == "drill":

@@ -21,8 +21,8 @@ from vlm.model import Tokens, encode, prepare, run
 
 SMALL = [
     *("--config.windows=4", "--config.clips=2", "--config.pairs=16", "--config.warmup_steps=2"),
-    *("--config.easy_steps=1", "--config.steps=4", "--config.log_every=1"),
-    *("--config.save_every=2", "--config.ramp_steps=1"),
+    *("--config.warmup_drills=0.0", "--config.easy_steps=1", "--config.steps=4"),
+    *("--config.log_every=1", "--config.save_every=2", "--config.ramp_steps=1"),
 ]
 
 
@@ -53,6 +53,15 @@ def test_a_batch_depends_on_seed_and_step_alone(found):
     assert not np.array_equal(make(2).before.targets, make(3).before.targets)
     other = teacher(found, *only("clip"), "--config.seed=1")(3)
     assert not np.array_equal(make(3).before.targets, other.before.targets)
+
+
+def test_the_warm_up_teaches_tower_and_decoder_by_turns(found):
+    drills = "--config.warmup_drills"
+    make = teacher(found, "--config.warmup_steps=24", f"{drills}=0.5")
+    kinds = [type(make(step)) for step in range(24)]
+    assert set(kinds) == {sft.Cells, sft.Asked} and 6 <= kinds.count(sft.Asked) <= 18
+    make = teacher(found, "--config.warmup_steps=8", f"{drills}=0.0")
+    assert {type(make(step)) for step in range(8)} == {sft.Cells}
 
 
 @pytest.mark.parametrize("kind", ["step", "clip", "brief", "drill"])

@@ -126,22 +126,19 @@ def answered(examiner: Examiner, system: str, asked: Sequence[tuple[Exam, Frames
     said: dict[tuple[str, Frames], str] = {}
     with Progress(len(wanted), "answer", about="questions") as progress:
         for part in _batches(wanted, examiner.batch):
-            about = [exams[key] for key in part]
-            views: dict[str, list[Frames]] = {}
-            for exam, (_, _, frames) in zip(about, part, strict=True):
-                views.setdefault(exam.example.video, []).append(frames)
-            for exam in {exam.example.video: exam for exam in about}.values():
-                clip, video = exam.clip, exam.example.video
+            shown = [(exams[key], key[2]) for key in part]
+            clips = {exam.example.video: exam.clip for exam, _ in shown}
+            for video, clip in clips.items():
+                views = [frames for exam, frames in shown if exam.example.video == video]
                 seconds = np.arange(clip.scene.steps) / FPS
-                examiner.show(video, clip.frames, seconds, views[video], shown=part[0][0])
+                examiner.show(video, clip.frames, seconds, views, shown=len(views[0]))
             contexts = [
-                Context(exam.example.video, 0, system, "", frames)
-                for exam, (_, _, frames) in zip(about, part, strict=True)
+                Context(exam.example.video, 0, system, "", frames) for exam, frames in shown
             ]
-            texts = [prompt(exam.example)[0] for exam in about]
+            texts = [prompt(exam.example)[0] for exam, _ in shown]
             answers = examiner.answer(examiner.look(contexts), texts, max_tokens=_ANSWER_TOKENS)
             said |= {key[1:]: same_form(one) for key, one in zip(part, answers, strict=True)}
-            for video in views:
+            for video in clips:
                 examiner.drop(video)
             progress.add(len(part))
     return [said[exam.example.id, frames] for exam, frames in asked]

@@ -132,19 +132,20 @@ def drill(clip: Clip, rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
 
     How letters are read, with nothing to see and one answer after the other; where a question by
     letter is answered by what is seen, there is too little to learn it from. Each is drawn from all
-    options: were none asked for twice, what is left over would tell half of the answers. Half of
-    the lists have two options, any that the clip's questions have: from those it is learned first,
-    and from longer ones alone not at all.
+    options: were none asked for twice, what is left over would tell half of the answers. What is
+    learned first is the short form, of half of what is asked, the option and its letter; and lists
+    of two, which half are, of any options that the clip's questions have.
     """
     able = questions(clip, seed=int(rng.integers(2**31)))
     options = able[rng.integers(len(able))].options
     if rng.random() < 0.5:
         every = sorted({option for example in able for option in example.options})
         options = tuple(rng.choice(every, 2, replace=False).tolist())
-    before = lettered(options)
+    before = f" {lettered(options)}"  # as it stands in a question, behind a space
     pairs = []
     for place in rng.integers(len(options), size=_DRILLED):
-        pairs.append((f"{before} Which one is {options[place]}? ", LETTERS[place]))
+        asked = options[place] if rng.random() < 0.5 else f"Which one is {options[place]}? "
+        pairs.append((f"{before} {asked}", LETTERS[place]))
         before = ""
     return tuple(pairs)
 

@@ -1,9 +1,9 @@
 """Supervised training on the toy world: batches of lessons, and their loss.
 
 Every batch is a pure function of the seed and the number of the step. The first ones warm the tower
-up with a linear head on each cell. Then come lessons: at one step of a clip, about whole clips, and
-about a few frames of clips whose event passes; all that is asked of one clip shares its prefix. And
-drills, which are text alone.
+up with a linear head on each cell, and the decoder with drills, which are text alone. Then come
+lessons: at one step of a clip, about whole clips, and about a few frames of clips whose event
+passes; all that is asked of one clip shares its prefix. And more drills.
 """
 
 from __future__ import annotations
@@ -70,6 +70,19 @@ class Asked:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class WarmUp:
+    """What the tower and what the decoder learns before they learn together.
+
+    At once, not by turns: Muon's steps go on at full length where a gradient stays away, along what
+    the last ones left in its momentum.
+    """
+
+    cells: Cells
+    drills: Asked
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Lessons:
     """B lessons: what is shown, in one or two pieces, and what is asked after each of them."""
 
@@ -90,7 +103,7 @@ class Teacher:
     processor: Processor
     config: dict[str, Any]
 
-    def __call__(self, step: int) -> Cells | Lessons | Asked:
+    def __call__(self, step: int) -> WarmUp | Lessons | Asked:
         """Batch `step`, a function of the seed and of nothing that came before."""
         config = self.config
         rng = np.random.default_rng([config["seed"], 1, step])
@@ -99,9 +112,7 @@ class Teacher:
         easy = step < config["warmup_steps"] + config["easy_steps"]
         levels = _LEVELS[:2] if easy else _LEVELS
         if step < config["warmup_steps"]:
-            # By turns: Muon's steps go on at full length where a gradient stays away for long.
-            drills = rng.random() < config["warmup_drills"]
-            return self._drills(rng, first, levels) if drills else self._cells(step)
+            return WarmUp(self._cells(step), self._drills(rng, first, levels))
         kind = str(rng.choice(list(config["mix"]), p=list(config["mix"].values())))
         if kind == "step":
             return self._steps(rng, first, levels)
@@ -309,7 +320,7 @@ Parts = dict[str, Float[Array, ""]]
 
 def loss(
     pupil: Pupil,
-    batch: Cells | Lessons | Asked,
+    batch: WarmUp | Lessons | Asked,
     shares: dict[str, float],
     *,
     unroll: bool = False,
@@ -320,9 +331,11 @@ def loss(
     `shares` weighs the kinds of answers; `unroll` puts the decoder's layers in line, unless `remat`
     recomputes the activations of each in the backward pass.
     """
-    if isinstance(batch, Cells):
-        return cells_loss(pupil, batch, remat=remat)
     model = pupil.model.unstacked() if unroll and not remat else pupil.model
+    if isinstance(batch, WarmUp):
+        tower, cells = cells_loss(pupil, batch.cells, remat=remat)
+        decoder, drills = answers_loss(model, [(batch.drills, None)], shares, remat=remat)
+        return tower + decoder, cells | drills
     if isinstance(batch, Asked):
         return answers_loss(model, [(batch, None)], shares, remat=remat)
     return lessons_loss(model, batch, shares, remat=remat)

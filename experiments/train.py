@@ -199,7 +199,7 @@ def _recipe(config: dict[str, Any], mesh: Mesh | None) -> tuple[VLM, Supervised 
 
             if config["warmup_steps"] and (config["freeze_tower"] or config["lora_rank"]):
                 raise UsageError(
-                    "--config.warmup_steps are of the tower alone, and it is frozen; make them 0"
+                    "--config.warmup_steps teach the tower, and it is frozen; make them 0"
                 )
 
             # A directory's weights are gone on from; a name has them drawn.

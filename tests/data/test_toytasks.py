@@ -1,5 +1,6 @@
 """Lessons about the toy world: answers are true, wrong claims wrong, no word gives them away."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -144,16 +145,20 @@ def test_a_clip_lesson_asks_for_the_caption_and_for_different_things():
 
 
 def test_a_drill_is_answered_by_its_text_and_by_nothing_less():
-    rng, again = np.random.default_rng(0), 0
+    rng, again, short = np.random.default_rng(0), 0, 0
     for index in range(20):
         asked = drill(make(index), rng)
         texts, letters = zip(*asked, strict=True)
-        listed, _, _ = texts[0].partition("Which one")
-        for text, letter in asked:
-            option = text.partition("Which one is ")[2].removesuffix("? ")
-            assert f"({letter}) {option} " in listed
+        listed = re.split(r" \(([A-E])\) ", texts[0])  # the first that is asked behind the last
+        options = dict(zip(listed[1::2], listed[2::2], strict=True))
+        assert texts[0].startswith(" (A) ")
+        for text, letter in asked[1:]:
+            option = text.removeprefix(" Which one is ").removesuffix("? ").strip()
+            assert f"{options[letter]} ".startswith(f"{option} ")
+            short += "Which" not in text
         again += len(set(letters)) < len(letters)
     assert again > 10  # what is left over is no answer
+    assert 25 < short < 55
 
 
 def test_a_brief_lesson_mostly_shows_the_moment():

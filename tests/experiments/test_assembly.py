@@ -242,7 +242,7 @@ def test_what_makes_no_sense_is_told_at_once(tmp_path, change, message):
 def test_a_frozen_tower_cannot_be_warmed_up(tmp_path):
     for change in ("freeze_tower=true", "lora_rank=4"):
         config = plain(read_config("sft.py:tiny", [f"--config.{change}"]))
-        with pytest.raises(UsageError, match="warmup_steps are of the tower alone"):
+        with pytest.raises(UsageError, match="warmup_steps teach the tower"):
             train.run(config, tmp_path / "run")
 
 

@@ -21,8 +21,8 @@ from vlm.model import Tokens, encode, prepare, run
 
 SMALL = [
     *("--config.windows=4", "--config.clips=2", "--config.pairs=16", "--config.warmup_steps=2"),
-    *("--config.warmup_drills=0.0", "--config.easy_steps=1", "--config.steps=4"),
-    *("--config.log_every=1", "--config.save_every=2", "--config.ramp_steps=1"),
+    *("--config.easy_steps=1", "--config.steps=4", "--config.log_every=1"),
+    *("--config.save_every=2", "--config.ramp_steps=1"),
 ]
 
 
@@ -55,13 +55,14 @@ def test_a_batch_depends_on_seed_and_step_alone(found):
     assert not np.array_equal(make(3).before.targets, other.before.targets)
 
 
-def test_the_warm_up_teaches_tower_and_decoder_by_turns(found):
-    drills = "--config.warmup_drills"
-    make = teacher(found, "--config.warmup_steps=24", f"{drills}=0.5")
-    kinds = [type(make(step)) for step in range(24)]
-    assert set(kinds) == {sft.Cells, sft.Asked} and 6 <= kinds.count(sft.Asked) <= 18
-    make = teacher(found, "--config.warmup_steps=8", f"{drills}=0.0")
-    assert {type(make(step)) for step in range(8)} == {sft.Cells}
+def test_the_warm_up_teaches_tower_and_decoder_at_once(found):
+    make = teacher(found)
+    assert [isinstance(make(step), sft.WarmUp) for step in range(3)] == [True, True, False]
+    pupil = sft.Pupil(found.model, rngs=nnx.Rngs(0))
+    batch = jax.tree.map(jax.numpy.asarray, make(0))
+    total, parts = sft.loss(pupil, batch, {kind: float(kind == "lookup") for kind in KINDS})
+    tower, _ = sft.cells_loss(pupil, batch.cells)
+    assert float(total) == pytest.approx(float(tower + parts["lookup/nll"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["step", "clip", "brief", "drill"])
@@ -200,8 +201,8 @@ def trained(out, *changes):
 
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
-    warm = ["--config.warmup_steps=4"]  # of the tower alone: that compiles fast
-    assert trained(tmp_path / "whole", *warm) == 0
+    drills = ["--config.warmup_steps=0", *only("drill")]  # which compile fast
+    assert trained(tmp_path / "whole", *drills) == 0
     stream = train._stream
 
     def killed(make, start, stop):
@@ -212,10 +213,10 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "_stream", killed)
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "parts", *warm)
+        trained(tmp_path / "parts", *drills)
     assert sorted(read(tmp_path / "parts")) == [1, 2, 3]
     monkeypatch.setattr(train, "_stream", stream)
-    assert trained(tmp_path / "parts", *warm) == 0
+    assert trained(tmp_path / "parts", *drills) == 0
     assert read(tmp_path / "whole") == read(tmp_path / "parts")
     assert sorted(read(tmp_path / "whole")) == [1, 2, 3, 4]
     assert weights(tmp_path / "whole") == weights(tmp_path / "parts")

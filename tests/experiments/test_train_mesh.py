@@ -31,7 +31,6 @@ SGD = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
 WARM = [
     "--config.pairs=16",
     "--config.warmup_steps=3",
-    "--config.warmup_drills=0.0",
     "--config.steps=3",
     "--config.save_every=1",
 ]

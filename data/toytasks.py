@@ -257,21 +257,23 @@ def _odd_verbs(phrases: Sequence[str]) -> list[tuple[str, str]]:
 def _questions(
     clip: Clip, rng: np.random.Generator, number: int, tasks: Sequence[str] | None
 ) -> tuple[Ask, ...]:
-    """Questions of different tasks, by word and by letter, fewer where fewer can be asked."""
+    """Questions by word and by letter: the first of each task before the second of any, and all
+    before one is asked again the other way; fewer where fewer can be asked.
+    """
     able = questions(clip, seed=int(rng.integers(2**31)))
-    by_task = {}
-    for j in rng.permutation(len(able)):
-        if tasks is None or able[j].task in tasks:
-            by_task.setdefault(able[j].task, able[j])
+    able = [able[j] for j in rng.permutation(len(able)) if tasks is None or able[j].task in tasks]
+    late = rng.random() < 0.5  # what one frame tells is asked most, and learned first
+    ranks, seen = [], Counter[str]()
+    for task in (example.task for example in able):
+        ranks.append((not task.startswith("brief"), seen[task], late and task in _OF_A_FRAME))
+        seen[task] += 1
+    able = [able[j] for j in sorted(range(len(able)), key=ranks.__getitem__)]
+    letter = rng.random(len(able)) < 0.5
     asks = []
-    brief = [task for task in by_task if task.startswith("brief")]
-    rest = [task for task in by_task if task not in brief]
-    if rng.random() < 0.5:  # what one frame tells is asked most, and learned first
-        rest.sort(key=_OF_A_FRAME.__contains__)
-    for task in [*brief, *rest][:number]:
-        example, by = by_task[task], "word" if rng.random() < 0.5 else "letter"
-        if by == "letter" and rng.random() < _LOOKUPS:
+    for example, by_letter in [*zip(able, letter, strict=True), *zip(able, ~letter, strict=True)]:
+        by = "letter" if by_letter else "word"
+        if by_letter and rng.random() < _LOOKUPS:
             example = example.replace(question=f"Which one is {answer_text(example)}?")
         text, answer = prompt(example, by=by)
         asks.append(Ask(by, text, ((answer, 1.0),)))
-    return tuple(asks)
+    return tuple(asks[:number])

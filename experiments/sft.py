@@ -123,10 +123,12 @@ class Teacher:
             level = "brief" if kind == "brief" else str(rng.choice(levels))
             clip = make(index, seed=config["seed"], level=level)
             clips.append(clip.frames)
-            if kind == "clip":
-                lessons.append(toytasks.clip_lesson(clip, rng))
+            rows = config["lengths"][kind]["before_rows"]
+            if kind == "clip":  # one row is the caption's
+                lessons.append(toytasks.clip_lesson(clip, rng, number=rows - 1))
             else:
-                lessons.append(toytasks.brief_lesson(clip, rng, frames=config["brief_frames"]))
+                frames = config["brief_frames"]
+                lessons.append(toytasks.brief_lesson(clip, rng, frames=frames, number=rows))
         return self._batch(clips, lessons, config["lengths"][kind])
 
     def _steps(self, rng: np.random.Generator, first: int, levels: Sequence[str]) -> Lessons:

@@ -18,10 +18,10 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.steps = 5250
     config.warmup_steps = 700  # of the tower on dense labels and of the decoder on drills
     config.easy_steps = 300  # after that, with one or two shapes only
-    config.mix = ConfigDict({"step": 0.42, "clip": 0.29, "brief": 0.12, "drill": 0.17})
+    config.mix = ConfigDict({"step": 0.42, "clip": 0.38, "brief": 0.12, "drill": 0.08})
     config.pairs = 192  # a batch of dense labels, in temporal patches
     config.windows = 24  # a batch of lessons at a step
-    config.clips = 16  # a batch of lessons about a clip
+    config.clips = 12  # a batch of lessons about a clip
     config.brief_frames = 8
     config.answer_tokens = 32
     # Of the pieces of a prompt and of its rows, in tokens; what does not fit is an error.
@@ -32,9 +32,9 @@ def get_config(arg: str = "tiny") -> ConfigDict:
                      "observation": 32 if stamped else 20,
                      "before": 56, "before_rows": 1, "after": 48, "after_rows": 5},
             "clip": {"patches": 8, "window": 224 if stamped else 148,
-                     "before": 56, "before_rows": 5},
+                     "before": 56, "before_rows": 11},
             "brief": {"patches": 4, "window": 116 if stamped else 84,
-                      "before": 56, "before_rows": 4},
+                      "before": 48, "before_rows": 8},
             "drill": {"rows": 40, "tokens": 96},
         }
     )  # fmt: skip

@@ -144,6 +144,22 @@ def test_a_clip_lesson_asks_for_the_caption_and_for_different_things():
     assert first == {0, 1} and 3 <= lookups <= 12
 
 
+def test_every_task_is_asked_of_before_any_twice_and_every_question_both_ways():
+    clip = make(3, level="three")
+    able = questions(clip)
+    tasks = {example.question: example.task for example in able}
+    every = len(set(tasks.values()))
+    assert every < len(able)
+    for seed in range(6):
+        _, *asked = clip_lesson(clip, np.random.default_rng(seed), number=3 * len(able)).before
+        assert Counter(ask.kind for ask in asked) == {
+            kind: len(able) for kind in ("word", "letter")
+        }
+        told = [tasks.get(ask.subject.partition("?")[0] + "?") for ask in asked[:every]]
+        told = [task for task in told if task]  # the others ask what the text answers
+        assert len(set(told)) == len(told)
+
+
 def test_a_drill_is_answered_by_its_text_and_by_nothing_less():
     rng, again, short = np.random.default_rng(0), 0, 0
     for index in range(20):

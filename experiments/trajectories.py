@@ -235,7 +235,7 @@ class Trajectories:
             "hypotheses/empty": sum(one.empty for one in parsed) / written,
             "hypotheses/cut_off": sum(sum(one.cut_off) for one in parsed) / written,
             "surprise/mean": float(scores[:, :, 1:].mean()),
-            "surprise/max": float(scores.max(-1).mean()),
+            "surprise/peak": float(scores.max(-1).mean()),
         }
         found = [
             abs(example.seconds[scores[b].argmax(-1)] - example.events[0][0])

@@ -269,11 +269,12 @@ def _questions(
         seen[task] += 1
     able = [able[j] for j in sorted(range(len(able)), key=ranks.__getitem__)]
     letter = rng.random(len(able)) < 0.5
+    both = [*zip(able, letter, strict=True), *zip(able, ~letter, strict=True)]
     asks = []
-    for example, by_letter in [*zip(able, letter, strict=True), *zip(able, ~letter, strict=True)]:
+    for example, by_letter in both[:number]:
         by = "letter" if by_letter else "word"
         if by_letter and rng.random() < _LOOKUPS:
             example = example.replace(question=f"Which one is {answer_text(example)}?")
         text, answer = prompt(example, by=by)
         asks.append(Ask(by, text, ((answer, 1.0),)))
-    return tuple(asks[:number])
+    return tuple(asks)

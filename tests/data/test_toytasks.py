@@ -168,6 +168,11 @@ def test_a_drill_is_answered_by_its_text_and_by_nothing_less():
         listed = re.split(r" \(([A-E])\) ", texts[0])  # the first that is asked behind the last
         options = dict(zip(listed[1::2], listed[2::2], strict=True))
         assert texts[0].startswith(" (A) ")
+        last, tail = listed[-2], listed[-1].replace("Which one is ", "").removesuffix("? ")
+        if letters[0] == last:  # the last option, and that once more
+            assert tail[: len(tail) // 2] == tail[len(tail) // 2 + 1 :]
+        else:
+            assert tail.endswith(f" {options[letters[0]]}")
         for text, letter in asked[1:]:
             option = text.removeprefix(" Which one is ").removesuffix("? ").strip()
             assert f"{options[letter]} ".startswith(f"{option} ")

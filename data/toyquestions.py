@@ -120,9 +120,9 @@ def prompt(example: Example, *, by: str = "word") -> tuple[str, str]:
     return f"{example.question} {lettered(example.options)} Reply with the letter.", example.answer
 
 
-def lettered(options: Sequence[str]) -> str:
-    """Options behind one another, each with its letter."""
-    pairs = zip(LETTERS, options, strict=False)
+def lettered(options: Sequence[str], first: int = 0) -> str:
+    """Options behind one another, each with its letter; the letters begin at place `first`."""
+    pairs = zip(LETTERS[first:], options, strict=False)
     return " ".join(f"({letter}) {option}" for letter, option in pairs)
 
 

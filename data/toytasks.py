@@ -127,27 +127,40 @@ def brief_lesson(clip: Clip, rng: np.random.Generator, *, frames: int, number: i
     return Lesson(tuple(sorted(places)), (), _questions(clip, rng, number, _ANSWERABLE))
 
 
-def drill(clip: Clip, rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
-    """A list of options, and which letter some of them have: texts, and the letter after each.
+@dataclass(frozen=True)
+class Drill:
+    """Options and their letters: texts behind one another, each with a letter to be told there.
 
-    How letters are read, with nothing to see and one answer after the other; where a question by
-    letter is answered by what is seen, there is too little to learn it from. Each is drawn from all
-    options: were none asked for twice, what is left over would tell half of the answers. What is
-    learned first is the short form, of half of what is asked, the option and its letter; and lists
-    of two, which half are, of any options that the clip's questions have.
+    How letters are read, with nothing to see; where a question by letter is answered by what is
+    seen, there is too little to learn it from.
+    """
+
+    listed: tuple[tuple[str, str], ...]
+    """The options. Each tells its own letter, which stands before it; it is not written again."""
+    asked: tuple[tuple[str, str], ...]
+    """What asks for one of them; the letter is written behind it."""
+
+
+def drill(clip: Clip, rng: np.random.Generator) -> Drill:
+    """A list of options, and several times the question which letter one of them has.
+
+    To find an option's letter it takes two things that are of no use alone: an option that knows
+    its letter, and one that is asked for and looks for its like. So the first is taught by itself.
+    Each is drawn from all options: were none asked for twice, what is left over would tell half of
+    the answers. What is learned first is the short form, of half of what is asked, the option
+    alone; and lists of two, which half are, of any options that the clip's questions have.
     """
     able = questions(clip, seed=int(rng.integers(2**31)))
     options = able[rng.integers(len(able))].options
     if rng.random() < 0.5:
         every = sorted({option for example in able for option in example.options})
         options = tuple(rng.choice(every, 2, replace=False).tolist())
-    before = f" {lettered(options)}"  # as it stands in a question, behind a space
-    pairs = []
+    listed = [(f" {lettered([option], at)}", LETTERS[at]) for at, option in enumerate(options)]
+    asked = []
     for place in rng.integers(len(options), size=_DRILLED):
-        asked = options[place] if rng.random() < 0.5 else f"Which one is {options[place]}? "
-        pairs.append((f"{before} {asked}", LETTERS[place]))
-        before = ""
-    return tuple(pairs)
+        text = options[place] if rng.random() < 0.5 else f"Which one is {options[place]}? "
+        asked.append((f" {text}", LETTERS[place]))
+    return Drill(tuple(listed), tuple(asked))
 
 
 def stressed(text: str) -> tuple[tuple[str, float], ...]:

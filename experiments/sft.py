@@ -1,9 +1,9 @@
 """Supervised training on the toy world: batches of lessons, and their loss.
 
 Every batch is a pure function of the seed and the number of the step. The first ones warm the tower
-up with a linear head on each cell, and the decoder with drills, which are text alone. Then come
-lessons: at one step of a clip, about whole clips, and about a few frames of clips whose event
-passes; all that is asked of one clip shares its prefix. And more drills.
+up with a linear head on each cell. Then come lessons: at one step of a clip, about whole clips, and
+about a few frames of clips whose event passes; all that is asked of one clip shares its prefix.
+Beside each of them go drills, which are text alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,7 +32,6 @@ from vlm.logprobs import token_logprobs
 from vlm.model import Model, Tokens, encode, run
 from vlm.patches import patchify
 from vlm.processor import Processor
-from vlm.text import Cache
 
 LABELS = {
     "colour": len(COLOURS) + 1,
@@ -70,25 +70,17 @@ class Asked:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class WarmUp:
-    """What the tower and what the decoder learns before they learn together.
-
-    At once, not by turns: Muon's steps go on at full length where a gradient stays away, along what
-    the last ones left in its momentum.
-    """
-
-    cells: Cells
-    drills: Asked
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
 class Lessons:
-    """B lessons: what is shown, in one or two pieces, and what is asked after each of them."""
+    """B lessons: what is shown, in one or two pieces, and what is asked after each of them.
+
+    And drills, which learn at the same time: learned before, they leave a decoder that is slow to
+    learn what is seen, and learned by turns they fade.
+    """
 
     frames: Frames
     window: Tokens
     before: Asked
+    drills: Asked
     observation: Tokens | None = None
     after: Asked | None = None
 
@@ -103,22 +95,27 @@ class Teacher:
     processor: Processor
     config: dict[str, Any]
 
-    def __call__(self, step: int) -> WarmUp | Lessons | Asked:
+    def __call__(self, step: int) -> Cells | Lessons:
         """Batch `step`, a function of the seed and of nothing that came before."""
         config = self.config
+        if step < config["warmup_steps"]:
+            return self._cells(step)
         rng = np.random.default_rng([config["seed"], 1, step])
         first = step * 1000
         # Few shapes at first, for a while: what one object does is learned from one object.
         easy = step < config["warmup_steps"] + config["easy_steps"]
         levels = _LEVELS[:2] if easy else _LEVELS
-        if step < config["warmup_steps"]:
-            return WarmUp(self._cells(step), self._drills(rng, first, levels))
         kind = str(rng.choice(list(config["mix"]), p=list(config["mix"].values())))
-        if kind == "step":
-            return self._steps(rng, first, levels)
-        if kind == "drill":
-            return self._drills(rng, first, levels)
-        clips, lessons = [], []
+        about = self._steps if kind == "step" else partial(self._clips, kind)
+        clips, lessons = about(rng, first, levels)
+        drills = self._drills(rng, first, levels)
+        return self._batch(clips, lessons, drills, config["lengths"][kind])
+
+    def _clips(
+        self, kind: str, rng: np.random.Generator, first: int, levels: Sequence[str]
+    ) -> tuple[list[np.ndarray], list[Lesson]]:
+        """Lessons about whole clips or about a few frames of them."""
+        config, clips, lessons = self.config, [], []
         for index in range(first, first + config["clips"]):
             level = "brief" if kind == "brief" else str(rng.choice(levels))
             clip = make(index, seed=config["seed"], level=level)
@@ -129,19 +126,20 @@ class Teacher:
             else:
                 frames = config["brief_frames"]
                 lessons.append(toytasks.brief_lesson(clip, rng, frames=frames, number=rows))
-        return self._batch(clips, lessons, config["lengths"][kind])
+        return clips, lessons
 
-    def _steps(self, rng: np.random.Generator, first: int, levels: Sequence[str]) -> Lessons:
-        config, balance = self.config, Counter()
-        clips, lessons = [], []
-        for number in range(config["windows"]):
+    def _steps(
+        self, rng: np.random.Generator, first: int, levels: Sequence[str]
+    ) -> tuple[list[np.ndarray], list[Lesson]]:
+        clips, lessons, balance = [], [], Counter()
+        for number in range(self.config["windows"]):
             index = first + number // 2
             if number % 2 == 0:  # two lessons at steps of one clip
                 level = str(rng.choice(levels))
-                clip = make(index, seed=config["seed"], level=level)
+                clip = make(index, seed=self.config["seed"], level=level)
             clips.append(clip.frames)
             lessons.append(toytasks.step_lesson(clip.scene, rng, balance))
-        return self._batch(clips, lessons, config["lengths"]["step"])
+        return clips, lessons
 
     def _drills(self, rng: np.random.Generator, first: int, levels: Sequence[str]) -> Asked:
         """Rows of text, each with several letters to be found in it."""
@@ -156,11 +154,13 @@ class Teacher:
                 index = first + row // 4
                 clip = make(index, seed=self.config["seed"], level=str(rng.choice(levels)))
             ids: list[int] = []
-            for n, (text, letter) in enumerate(toytasks.drill(clip, rng)):
+            drill = toytasks.drill(clip, rng)
+            for n, (text, letter) in enumerate(drill.listed + drill.asked):
                 ids += plain(text)
-                places[row, 0, n], weights[row, 0, n] = len(ids) - 1, 1.0
-                ids += plain(letter)
-                targets[row, 0, n] = ids[-1]
+                (token,) = plain(letter)
+                places[row, 0, n], targets[row, 0, n], weights[row, 0, n] = len(ids) - 1, token, 1.0
+                if n >= len(drill.listed):
+                    ids.append(token)
             texts.append([ids])
         kinds = np.full((rows, 1), KINDS.index("lookup"), np.int32)
         tokens = text_rows(texts, rng.integers(0, 64, rows).tolist(), length)
@@ -198,7 +198,11 @@ class Teacher:
         return lay_out(patches, np.array([thw]), vision)
 
     def _batch(
-        self, clips: Sequence[np.ndarray], lessons: Sequence[Lesson], lengths: dict[str, int]
+        self,
+        clips: Sequence[np.ndarray],
+        lessons: Sequence[Lesson],
+        drills: Asked,
+        lengths: dict[str, int],
     ) -> Lessons:
         """Lessons about clips [K, height, width, 3], padded to `lengths`."""
         prompts, composer = Prompts(), Composer(self.processor)
@@ -232,7 +236,8 @@ class Teacher:
             count, length = lengths[f"{where}_rows"], lengths[where]
             return self._asked(composer, prompts, contexts, prefixes, asks, count, length)
 
-        batch = Lessons(frames, window, asked(first, [own.before for own in lessons], "before"))
+        before = asked(first, [own.before for own in lessons], "before")
+        batch = Lessons(frames, window, before, drills)
         if not lessons[0].observation:
             return batch
         second = [
@@ -322,7 +327,7 @@ Parts = dict[str, Float[Array, ""]]
 
 def loss(
     pupil: Pupil,
-    batch: WarmUp | Lessons | Asked,
+    batch: Cells | Lessons,
     shares: dict[str, float],
     *,
     unroll: bool = False,
@@ -333,13 +338,9 @@ def loss(
     `shares` weighs the kinds of answers; `unroll` puts the decoder's layers in line, unless `remat`
     recomputes the activations of each in the backward pass.
     """
+    if isinstance(batch, Cells):
+        return cells_loss(pupil, batch, remat=remat)
     model = pupil.model.unstacked() if unroll and not remat else pupil.model
-    if isinstance(batch, WarmUp):
-        tower, cells = cells_loss(pupil, batch.cells, remat=remat)
-        decoder, drills = answers_loss(model, [(batch.drills, None)], shares, remat=remat)
-        return tower + decoder, cells | drills
-    if isinstance(batch, Asked):
-        return answers_loss(model, [(batch, None)], shares, remat=remat)
     return lessons_loss(model, batch, shares, remat=remat)
 
 
@@ -368,28 +369,18 @@ def cells_loss(
 def lessons_loss(
     model: Model, batch: Lessons, shares: dict[str, float], *, remat: bool = False
 ) -> tuple[Float[Array, ""], Parts]:
-    """Of what is asked of clips: see `answers_loss`."""
+    """Cross-entropy of the answers: of each kind in nats a token, weighted and summed.
+
+    Parts: KIND/nll, and KIND/sure, the share of tokens given a probability above 1/2; nan for a
+    kind that the batch does not ask.
+    """
     features = encode(model, batch.frames, remat=remat)
     _, cache = run(model, batch.window, features, remat=remat)
     groups = [(batch.before, cache)]
     if batch.observation is not None:
         _, more = run(model, batch.observation, features, prefix=cache, remat=remat)
         groups.append((batch.after, cache.append(more)))
-    return answers_loss(model, groups, shares, remat=remat)
-
-
-def answers_loss(
-    model: Model,
-    groups: Sequence[tuple[Asked, Cache | None]],
-    shares: dict[str, float],
-    *,
-    remat: bool = False,
-) -> tuple[Float[Array, ""], Parts]:
-    """Cross-entropy of the answers: of each kind in nats a token, weighted and summed.
-
-    Parts: KIND/nll, and KIND/sure, the share of tokens given a probability above 1/2; nan for a
-    kind that the batch does not ask.
-    """
+    groups.append((batch.drills, None))
     sums = jnp.zeros((3, len(KINDS)))  # of NLL, of what is sure, and of weights
     for asked, prefix in groups:
         hidden, _ = run(model, asked.tokens, prefix=prefix, remat=remat)

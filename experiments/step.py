@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +42,14 @@ def optimizer(config: dict[str, Any], steps: int) -> optax.GradientTransformatio
     """Muon for matrices, AdamW for the rest (Jordan et al. 2024), after clipping by global norm.
 
     `config`: learning_rate (AdamW), muon_learning_rate (0: AdamW for all), ramp_steps,
-    decay_share, weight_decay, clip. The rate rises over `ramp_steps`, stays, and falls in a line
-    to zero over the last `decay_share` of `steps`. Muon's updates are scaled to the root mean
-    square of Adam's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+    decay_share, weight_decay, clip, and warmup_steps where there are any. The rate rises over
+    `ramp_steps`, stays, and falls in a line to zero over the last `decay_share` of `steps`. After
+    `warmup_steps`, which `steps` counts in and which train a part of the model, all of this begins
+    anew, moments too. Muon's updates are scaled to the root mean square of Adam's (Liu et al. 2025,
+    arXiv 2502.16982, eq. 4).
     """
+    warmup = config.get("warmup_steps", 0)
+    steps -= warmup
     decay = int(steps * config["decay_share"])
 
     def schedule(peak: float) -> optax.Schedule:
@@ -72,7 +76,31 @@ def optimizer(config: dict[str, Any], steps: int) -> optax.GradientTransformatio
         )
     else:
         rule = optax.adamw(rate, **adam)
-    return optax.chain(optax.clip_by_global_norm(config["clip"]), rule)
+    rule = optax.chain(optax.clip_by_global_norm(config["clip"]), rule)
+    return _restarted(rule, warmup) if warmup else rule
+
+
+class _Restarted(NamedTuple):
+    count: Int[Array, ""]
+    since: optax.OptState
+
+
+def _restarted(rule: optax.GradientTransformation, after: int) -> optax.GradientTransformation:
+    """The rule, whose state begins anew after so many updates.
+
+    Parameters whose gradient was zero until then have no moments, and the count that corrects
+    moments for beginning at zero has run out: their first steps would be too long by far.
+    """
+
+    def init(params: Any) -> _Restarted:
+        return _Restarted(jnp.zeros((), jnp.int32), rule.init(params))
+
+    def update(gradient: Any, state: _Restarted, params: Any) -> tuple[Any, _Restarted]:
+        since = jax.lax.cond(state.count == after, lambda: rule.init(params), lambda: state.since)
+        changes, since = rule.update(gradient, since, params)
+        return changes, _Restarted(state.count + 1, since)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _matrices(params: Any) -> Any:

@@ -15,10 +15,10 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.recipe = "sft"
     config.model = _MODES[arg]  # its weights are drawn by the seed; or a trained model's directory
     config.seed = 0
-    config.steps = 5250
-    config.warmup_steps = 700  # of the tower on dense labels and of the decoder on drills
+    config.steps = 5000
+    config.warmup_steps = 1000  # of the tower, on dense labels
     config.easy_steps = 300  # after that, with one or two shapes only
-    config.mix = ConfigDict({"step": 0.42, "clip": 0.38, "brief": 0.12, "drill": 0.08})
+    config.mix = ConfigDict({"step": 0.46, "clip": 0.4, "brief": 0.14})
     config.pairs = 192  # a batch of dense labels, in temporal patches
     config.windows = 24  # a batch of lessons at a step
     config.clips = 12  # a batch of lessons about a clip
@@ -35,17 +35,17 @@ def get_config(arg: str = "tiny") -> ConfigDict:
                      "before": 56, "before_rows": 11},
             "brief": {"patches": 4, "window": 116 if stamped else 84,
                       "before": 48, "before_rows": 8},
-            "drill": {"rows": 40, "tokens": 96},
+            "drill": {"rows": 24, "tokens": 96},
         }
     )  # fmt: skip
     config.shares = ConfigDict(
         {"predict": 0.5, "prior": 1.0, "posterior": 1.0, "caption": 1.0, "claim": 1.5,
-         "clip_caption": 1.0, "word": 1.0, "letter": 1.5, "lookup": 1.0}
+         "clip_caption": 1.0, "word": 1.0, "letter": 1.5, "lookup": 2.0}
     )  # fmt: skip
     config.learning_rate = 2e-3
     config.muon_learning_rate = 3e-3
     config.ramp_steps = 50
-    config.decay_share = 0.8
+    config.decay_share = 0.75
     config.weight_decay = 0.0
     config.clip = 1.0
     scale(config)  # over a mesh a batch is split where its side divides; each device has the rest

@@ -149,6 +149,22 @@ def test_the_optimizer_knows_of_adapters_only():
     assert sum(leaf.size for leaf in kept) == 2 * size  # two moments of Adam
 
 
+def test_after_the_warm_up_the_optimizer_begins_anew():
+    config = {"learning_rate": 0.1, "muon_learning_rate": 0.1, "ramp_steps": 2,
+              "decay_share": 0.5, "weight_decay": 0.0, "clip": 1.0}  # fmt: skip
+    warm, fresh = step.optimizer({**config, "warmup_steps": 3}, 9), step.optimizer(config, 6)
+    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+    state, other = warm.init(params), fresh.init(params)
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        for at in range(9):
+            gradient = {"kernel": jnp.full((3, 2), at % 2 - 0.5), "bias": jnp.ones(2) * (at > 2)}
+            changes, state = warm.update(gradient, state, params)
+            assert bool(changes["bias"].any()) == (at > 3)  # the rate rises from 0
+            if at > 2:
+                wanted, other = fresh.update(gradient, other, params)
+                jax.tree.map(np.testing.assert_array_equal, changes, wanted)
+
+
 def test_a_frozen_tower_stays_as_it_is():
     model = pupil.make().model
     config = OFF | {"freeze_tower": True}

@@ -154,7 +154,7 @@ def test_an_update_of_rl_does_not_depend_on_the_number_of_devices(parts, options
 def test_an_update_of_sft_does_not_depend_on_the_number_of_devices(kind):
     """A lesson names rows of its tower's output across the whole batch."""
     changes = ["--config.windows=4", f"--config.warmup_steps={int(kind == 'cells')}"]
-    kinds = ("step", "clip", "brief", "drill")
+    kinds = ("step", "clip", "brief")
     changes += [f"--config.mix.{name}={int(name == kind)}" for name in kinds]
     results = []
     for shape in ((1, 1, 1), (4, 1, 2)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -363,8 +364,11 @@ def save_weights(model: Model, directory: str | Path, *, shard_bytes: int = SHAR
     for name in ("model.safetensors", "model-*-of-*.safetensors", _INDEX):
         for old in directory.glob(name):
             old.unlink()
+    mask = os.umask(0)
+    os.umask(mask)
     for name, shard in zip(names, shards, strict=True):
         save_file(shard, directory / name, metadata={"format": "pt"})
+        (directory / name).chmod(0o666 & ~mask)  # as any new file; it is its owner's alone by now
     if len(shards) > 1:
         where = {
             tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard

@@ -90,6 +90,7 @@ def test_shards_are_read_back_bit_for_bit(dtype, tmp_path):
     index = json.loads((tmp_path / INDEX).read_text())
     assert set(index["weight_map"]) == set(hub_names(CONFIG))
     for file in files:
+        assert (tmp_path / file).stat().st_mode == (tmp_path / INDEX).stat().st_mode
         tensors = load_file(tmp_path / file)
         assert {name for name, where in index["weight_map"].items() if where == file} == set(
             tensors

@@ -7,12 +7,12 @@ alone has nobody to wait for.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 
 from experiments.arguments import UsageError, check_process
 
@@ -81,25 +81,6 @@ def joined(share: Shaped[np.ndarray, "share *rest"]) -> Shaped[np.ndarray, "all 
 def own(whole: Shaped[np.ndarray, "all *rest"]) -> Shaped[np.ndarray, "share *rest"]:
     """This process's part of what `joined` has made, or of something of its length."""
     return np.split(whole, jax.process_count())[jax.process_index()]
-
-
-def means(values: Mapping[str, float]) -> dict[str, float]:
-    """Figures over all processes, one share as large as another: means; of /min_ and /max extremes.
-
-    A figure that some process lacks is the mean of the others'.
-    """
-    rows = gather(dict(values))
-    told: dict[str, list[float]] = {}
-    for row in rows:
-        for name, value in row.items():
-            told.setdefault(name, []).append(value)
-
-    def over(name: str) -> Callable[..., Float[np.ndarray, ""]]:
-        if "/min_" in name:
-            return np.min
-        return np.max if "/max_" in name or name.endswith("/max") else np.mean
-
-    return {name: float(over(name)(found)) for name, found in told.items()}
 
 
 def all_or_none(work: Callable[[], T], error: type[Exception]) -> T:

@@ -80,7 +80,6 @@ class Metrics:
         if self._videos:
             videos = self._videos * jax.process_count()
             means["videos_per_hour"] = 3600 * videos / (now - self._time)
-        means = hosts.means(means)
         self._step, self._time, self._values, self._videos = step, now, [], 0
         if self._writes:
             self._keep(step, means)

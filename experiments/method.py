@@ -164,29 +164,29 @@ class Method:
         return minibatches * config["num_iterations"]
 
     def told(self, rollouts: Rollouts, rewards: Rewards) -> dict[str, float]:
-        """What to log of a batch of rollouts, under the names of TRL."""
-        samples, (total, valid) = rollouts.samples, _filled(rewards)
-        lengths, over = samples.lengths, self._over
-        said = lengths > 0
-        axes = (-2, -1) if over == "joint" else (-1,)
+        """What to log of a batch of rollouts, all processes' shares, under the names of TRL."""
+        samples, said = rollouts.samples, rollouts.samples.lengths > 0
+        own = {
+            **rollouts.seen,
+            "length": samples.lengths[said],
+            "terminated_length": samples.lengths[said & samples.finished],
+            "completions/clipped_ratio": ~samples.finished[said],
+            "frames_per_video": np.array([len(row) for row in rollouts.columns["frames"]]),
+            "tokens_per_prompt": rollouts.prompts.valid.sum(-1),
+        }
+        shares, others = zip(*hosts.gather((own, rewards)), strict=True)
+        seen = {name: np.concatenate([one[name] for one in shares], axis=None) for name in own}
+        rewards, over = Rewards.joined(others), self._over
+        (total, valid), axes = _filled(rewards), (-2, -1) if over == "joint" else (-1,)
         counted = np.where(valid, total, np.nan)
         now = time.monotonic()
-        values = {**rollouts.metrics, **rewards.metrics, "step_time": now - self._clock}
+        values = {**rewards.metrics, "step_time": now - self._clock}
         self._clock = now
-        values |= {
-            "completions/mean_length": float(lengths[said].mean()),
-            "completions/min_length": float(lengths[said].min()),
-            "completions/max_length": float(lengths[said].max()),
-            "completions/clipped_ratio": float(1.0 - samples.finished[said].mean()),
-            "frames_per_video": float(np.mean([len(row) for row in rollouts.columns["frames"]])),
-            "tokens_per_prompt": float(rollouts.prompts.valid.sum(-1).mean()),
-        }
-        if (ended := lengths[said & samples.finished]).size:
-            values |= {
-                "completions/mean_terminated_length": float(ended.mean()),
-                "completions/min_terminated_length": float(ended.min()),
-                "completions/max_terminated_length": float(ended.max()),
-            }
+        for name in ("length", "terminated_length"):
+            if (lengths := seen.pop(name)).size:
+                values |= {f"completions/{of}_{name}": float(getattr(lengths, of)())
+                           for of in ("mean", "min", "max")}  # fmt: skip
+        values |= {name: float(found.mean()) for name, found in seen.items() if found.size}
         if valid.any():
             first = next(iter(rewards.parts.values()))
             flat = float(zero_signal_share(total, valid, over=over))
@@ -210,23 +210,27 @@ class Method:
         every = self.config["eval_every"]
         return bool(every) and done % every == 0
 
-    def evaluated(self, run: Driver) -> dict[str, float]:
-        """The policy's mean rewards on clips of the validation split, always the same ones.
+    def evaluate(self, run: Driver) -> Rewards:
+        """The policy's rewards on clips of the validation split, always the same ones.
 
-        By the same sampling as in training, and so by the same programs.
+        By the same sampling as in training, and so by the same programs. Raises RewardError.
         """
-        told: dict[str, list[float]] = {}
+        found = []
         for number in range(self.config["eval_batches"]):
             if number == len(self._validation):
                 self._validation.append(self.prompts(number, split="validation"))
-            rewards = self.reward(self.sample(run, self._validation[number]))
-            told.setdefault("eval/reward", []).append(float(np.nanmean(rewards.total)))
-            for name, value in rewards.metrics.items():
-                told.setdefault(f"eval/{name}", []).append(value)
+            found.append(self.reward(self.sample(run, self._validation[number])))
+        return Rewards.joined(found)
+
+    def evaluated(self, rewards: Rewards) -> dict[str, float]:
+        """The means of what `evaluate` has found, all processes' shares. Raises UsageError."""
+        rewards = Rewards.joined(hosts.gather(rewards))
+        told = {"eval/reward": float(np.nanmean(rewards.total))}
+        told |= {f"eval/{name}": value for name, value in rewards.metrics.items()}
         if self.best and self.best not in told:
             names = ", ".join(told)
             raise UsageError(f"--config.best is {self.best!r}; an evaluation finds {names}")
-        return {name: float(np.mean(values)) for name, values in told.items()}
+        return told
 
     def show(self, run: Driver, prompts: Any, *, groups: int = 3) -> None:
         """Logs what is said to a few prompts, and what each reward makes of it."""

@@ -5,8 +5,8 @@ None where it does not apply. The columns are lists as long as the completions: 
 the fields of each view's Example (`answer` as it is to be said), `by` (word or letter), `frames`,
 the numbers of those shown, and `place`, (b, m, g) on the grid; views that are only watched come
 after the trained ones. Trajectories of the SPIKE pipeline have `hypotheses` as well, by step.
-`log_metric(name, value)` adds a number to the step's metrics. All but `prompts` and `completions`
-are by keyword.
+`log_metric(name, value)` adds a number to those whose mean is logged. All but `prompts` and
+`completions` are by keyword.
 """
 
 from __future__ import annotations
@@ -63,11 +63,37 @@ class Rewards:
     parts: dict[str, Float[np.ndarray, "B M G"]]
     every: dict[str, list[float | None]] = field(default_factory=dict)
     """Each reward of each completion, those of watched views included."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    logged: dict[str, list[float]] = field(default_factory=dict)
+    """Numbers that rewards have logged, by name."""
 
     @property
     def valid(self) -> Bool[np.ndarray, "B M G"]:
         return np.isfinite(self.total)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Means of what was logged; mean and standard deviation of each reward."""
+        metrics = {name: float(np.mean(numbers)) for name, numbers in self.logged.items()}
+        for name, values in self.every.items():
+            if any(value is not None for value in values):
+                row = _numbers(values)
+                metrics[f"rewards/{name}/mean"] = float(np.nanmean(row))
+                metrics[f"rewards/{name}/std"] = float(np.nanstd(row))
+        return metrics
+
+    @classmethod
+    def joined(cls, shares: Sequence[Rewards]) -> Rewards:
+        """Shares of a batch, or several batches, behind one another."""
+
+        def behind(name: str) -> dict[str, list]:
+            every = [vars(share)[name] for share in shares]
+            names = dict.fromkeys(key for one in every for key in one)
+            return {key: [value for one in every for value in one.get(key, ())] for key in names}
+
+        parts = {name: np.concatenate([one.parts[name] for one in shares])
+                 for name in shares[0].parts}  # fmt: skip
+        total = np.concatenate([share.total for share in shares])
+        return cls(total, parts, behind("every"), behind("logged"))
 
 
 @dataclass(frozen=True)
@@ -82,25 +108,21 @@ class Rewarder:
 
         Raises RewardError.
         """
-        told: dict[str, list[float]] = {}
+        logged: dict[str, list[float]] = {}
         every = {
-            name: _asked(name, function, columns, told) for name, function in self.functions.items()
+            name: _asked(name, function, columns, logged)
+            for name, function in self.functions.items()
         }
         count = math.prod(grid)
-        values = {
-            name: np.array([np.nan if value is None else value for value in row], np.float64)
-            for name, row in every.items()
-        }
-        parts = {name: row[:count].reshape(grid) for name, row in values.items()}
+        parts = {name: _numbers(row[:count]).reshape(grid) for name, row in every.items()}
         stacked = np.stack(list(parts.values()))
         weighted = stacked * np.reshape(self.weights, (-1, 1, 1, 1))
         total = np.where(np.isnan(stacked).all(0), np.nan, np.nansum(weighted, axis=0))
-        metrics = {name: float(np.mean(row)) for name, row in told.items()}
-        for name, row in values.items():
-            if not np.isnan(row).all():
-                metrics[f"rewards/{name}/mean"] = float(np.nanmean(row))
-                metrics[f"rewards/{name}/std"] = float(np.nanstd(row))
-        return Rewards(total, parts, every, metrics)
+        return Rewards(total, parts, every, logged)
+
+
+def _numbers(values: Sequence[float | None]) -> Float[np.ndarray, " count"]:
+    return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
 def rewarder(config: dict[str, Any], judge: Callable[[list[str]], list[str]] | None) -> Rewarder:
@@ -286,10 +308,10 @@ def behaviour(
     static ones agreement, how often the answer to the other is right.
     """
     right, behaved, dynamic, said = _branches(completions, answer, options, by, route, place)
-    if dynamic.any():
-        log_metric("p_acc", (right.mean(1) * behaved.mean(1))[dynamic].mean())
-    if not dynamic.all():
-        log_metric("agreement", behaved[~dynamic].mean())
+    for group in np.flatnonzero(dynamic):
+        log_metric("p_acc", right[group].mean() * behaved[group].mean())
+    for group in np.flatnonzero(~dynamic):
+        log_metric("agreement", behaved[group].mean())
     for view, name in enumerate(("original", "counterfactual")):
         null = [text == NULL_OPTION for text, at in zip(said, place, strict=True) if at[1] == view]
         log_metric(f"null_rate/{name}", np.mean(null))

@@ -67,7 +67,8 @@ class Rollouts:
     """What rewards are called with (`experiments.rewards`)."""
     views: tuple[tuple[Example, ...], ...]
     """What place (b, m, g) is about: views[b][m]."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, np.ndarray] = field(default_factory=dict)
+    """What else there is to log: of each figure the values whose mean it is."""
 
 
 def compose(

@@ -91,8 +91,8 @@ def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
                 ended = any(hosts.gather(bool(told)))
                 last, seen = done == config["steps"], {}
                 if recipe.evaluates(done):
-                    seen = partial(recipe.evaluated, assembly.driver(state.result))
-                    seen = hosts.means(hosts.all_or_none(seen, RewardError))
+                    look = partial(recipe.evaluate, assembly.driver(state.result))
+                    seen = recipe.evaluated(hosts.all_or_none(look, RewardError))
                     metrics.add(seen)
                 if done % config["log_every"] == 0 or last or ended:
                     metrics.write(done)

@@ -227,23 +227,23 @@ class Trajectories:
 
     def _told(
         self, parsed: list[Hypotheses], scores: np.ndarray, examples: list[Example]
-    ) -> dict[str, float]:
+    ) -> dict[str, np.ndarray]:
         """What to log of beliefs: how diverse they are, and whether surprise finds the events."""
-        written = len(parsed) * self.settings.hypotheses
-        told = {
-            "hypotheses/duplicates": sum(one.duplicates for one in parsed) / written,
-            "hypotheses/empty": sum(one.empty for one in parsed) / written,
-            "hypotheses/cut_off": sum(sum(one.cut_off) for one in parsed) / written,
-            "surprise/mean": float(scores[:, :, 1:].mean()),
-            "surprise/peak": float(scores.max(-1).mean()),
-        }
+        number = self.settings.hypotheses
         found = [
             abs(example.seconds[scores[b].argmax(-1)] - example.events[0][0])
             <= 1.5 * np.diff(example.seconds).mean()
             for b, example in enumerate(examples)
             if example.events
         ]
-        return told | ({"surprise/event_hit": float(np.mean(found))} if found else {})
+        return {
+            "hypotheses/duplicates": np.array([one.duplicates / number for one in parsed]),
+            "hypotheses/empty": np.array([one.empty / number for one in parsed]),
+            "hypotheses/cut_off": np.array([sum(one.cut_off) / number for one in parsed]),
+            "surprise/mean": scores[:, :, 1:],
+            "surprise/peak": scores.max(-1),
+            "surprise/event_hit": np.array(found),
+        }
 
 
 def _by_place(parsed: list[Hypotheses], shape: tuple[int, ...]) -> list[list[list[str]]]:

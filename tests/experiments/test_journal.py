@@ -3,6 +3,7 @@
 import json
 import logging
 import struct
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from data.types import Example
-from experiments import journal, rl
+from experiments import hosts, journal, rl
 from experiments.method import Method
 from experiments.rewards import Rewards
 from experiments.rollout import Rollouts
@@ -218,6 +219,27 @@ def test_what_is_told_of_rollouts(method):
         0.5,
         0,
     )
+
+
+def test_what_is_told_is_of_all_processes(method, monkeypatch):
+    """Also a spread, which is no mean of spreads, and what only some of them have."""
+    rollouts, rewards = played(((1.0, 1.0), (0.0, 0.0)))
+    other = replace(rollouts, seen={"surprise/event_hit": np.array([])}), rewards
+    rollouts, rewards = played()
+    rollouts = replace(rollouts, seen={"surprise/event_hit": np.array([True, False])})
+    rewards = replace(rewards, logged={"p_acc": [0.25]})
+    shares = []
+    monkeypatch.setattr(hosts, "gather", lambda own: shares.append(own) or [own])
+    method.told(*other)
+    monkeypatch.setattr(hosts, "gather", lambda own: [shares[0], own])
+    told = method.told(rollouts, rewards)
+    expected = {
+        "completions/mean_length": 10 / 3, "completions/min_length": 2.0, "p_acc": 0.25,
+        "surprise/event_hit": 0.5, "reward": 3.5 / 7, "frac_reward_zero_std": 3 / 4,
+        "rewards/accuracy/mean": 5.5 / 9, "all_correct": 1 / 4,
+        "rewards/accuracy/std": np.std([1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.5, 1.0]),
+    }  # fmt: skip
+    assert {name: told[name] for name in expected} == pytest.approx(expected)
 
 
 def test_groups_in_a_row_without_signal_are_explained_once(method, caplog):

@@ -42,42 +42,37 @@ def optimizer(config: dict[str, Any], steps: int) -> optax.GradientTransformatio
     """Muon for matrices, AdamW for the rest (Jordan et al. 2024), after clipping by global norm.
 
     `config`: learning_rate (AdamW), muon_learning_rate (0: AdamW for all), ramp_steps,
-    decay_share, weight_decay, clip, and warmup_steps where there are any. The rate rises over
-    `ramp_steps`, stays, and falls in a line to zero over the last `decay_share` of `steps`. After
-    `warmup_steps`, which `steps` counts in and which train a part of the model, all of this begins
-    anew, moments too. Muon's updates are scaled to the root mean square of Adam's (Liu et al. 2025,
-    arXiv 2502.16982, eq. 4).
+    decay_share, weight_decay, clip, and warmup_steps where there are any: the first of `steps`,
+    which train a part of the model. The rate rises over `ramp_steps`, stays, and falls in a line to
+    zero over the last `decay_share` of the steps after the warm-up, before which it rises anew.
+    Muon's updates are scaled to the root mean square of Adam's (Liu et al. 2025, arXiv 2502.16982,
+    eq. 4).
     """
-    warmup = config.get("warmup_steps", 0)
-    steps -= warmup
-    decay = int(steps * config["decay_share"])
-
-    def schedule(peak: float) -> optax.Schedule:
-        return optax.join_schedules(
-            [
-                optax.linear_schedule(0.0, peak, config["ramp_steps"]),
-                optax.constant_schedule(peak),
-                optax.linear_schedule(peak, 0.0, decay),
-            ],
-            [config["ramp_steps"], steps - decay],
-        )
-
+    ramp, warmup = config["ramp_steps"], config.get("warmup_steps", 0)
+    begins = optax.join_schedules(
+        [optax.linear_schedule(0.0, 1.0, ramp), optax.constant_schedule(1.0)], [ramp]
+    )
+    rises = optax.join_schedules([begins, begins], [warmup])
+    decay = int((steps - warmup) * config["decay_share"])
+    falls = optax.linear_schedule(1.0, 0.0, decay, steps - decay)
     adam = {"weight_decay": config["weight_decay"], "b2": 0.99}
-    rate = schedule(config["learning_rate"])
     if config["muon_learning_rate"]:
         rule = muon(
-            schedule(config["muon_learning_rate"]),
+            config["muon_learning_rate"],
             adam_b2=adam["b2"],
             adam_weight_decay=adam["weight_decay"],
-            adam_learning_rate=rate,
+            adam_learning_rate=config["learning_rate"],
             weight_decay=config["weight_decay"],
             consistent_rms=0.2,
             muon_weight_dimension_numbers=_matrices,
         )
     else:
-        rule = optax.adamw(rate, **adam)
+        rule = optax.adamw(config["learning_rate"], **adam)
     rule = optax.chain(optax.clip_by_global_norm(config["clip"]), rule)
-    return _restarted(rule, warmup) if warmup else rule
+    return optax.chain(
+        _restarted(rule, warmup) if warmup else rule,
+        optax.scale_by_schedule(lambda count: rises(count) * falls(count)),
+    )
 
 
 class _Restarted(NamedTuple):

@@ -44,7 +44,7 @@ def optimizer(config: dict[str, Any], steps: int) -> optax.GradientTransformatio
     `config`: learning_rate (AdamW), muon_learning_rate (0: AdamW for all), ramp_steps,
     decay_share, weight_decay, clip, and warmup_steps where there are any: the first of `steps`,
     which train a part of the model. The rate rises over `ramp_steps`, stays, and falls in a line to
-    zero over the last `decay_share` of the steps after the warm-up, before which it rises anew.
+    zero over the last `decay_share` of the steps after the warm-up, behind which it rises anew.
     Muon's updates are scaled to the root mean square of Adam's (Liu et al. 2025, arXiv 2502.16982,
     eq. 4).
     """

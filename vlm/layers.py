@@ -19,8 +19,39 @@ def linear(inputs: int, outputs: int, *, bias: bool, dtype, rngs: nnx.Rngs) -> n
         dtype=dtype,
         param_dtype=dtype,
         kernel_init=nnx.initializers.normal(0.02),
+        dot_general=_dot,
         rngs=rngs,
     )
+
+
+@jax.custom_vjp
+def _product(
+    x: Float[Array, "*rows inputs"], kernel: Float[Array, "inputs outputs"]
+) -> Float[Array, "*rows outputs"]:
+    """x @ kernel; of the weight gradient's factors x comes first, which XLA turns around on CPU.
+
+    JAX would put there what comes back: wider in an MLP, turned around together with all that made
+    it, and another one for each layer that reads the same x.
+    """
+    return x @ kernel
+
+
+def _kept(x, kernel):
+    return _product(x, kernel), (x, kernel)
+
+
+def _gradients(kept, g):
+    x, kernel = kept
+    rows = tuple(range(x.ndim - 1))
+    return g @ kernel.T, jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+
+
+_product.defvjp(_kept, _gradients)
+
+
+def _dot(x, kernel, *_, **__):
+    """`_product`, as `nnx.Linear` calls a matrix product."""
+    return _product(x, kernel)
 
 
 class RMSNorm(nnx.Module):

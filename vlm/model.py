@@ -52,9 +52,10 @@ class Model(nnx.Module):
         return self.embed.embedding.dtype
 
     def unstacked(self) -> Model:
-        """The same model with its decoder's layers as a list (see `vlm.layers.unstacked`)."""
-        model = nnx.merge(*nnx.split(self))
-        model.decoder.layers = unstacked(self.decoder.layers, self.config.text.layers)
+        """The same model with the layers of tower and decoder as lists (see `layers.unstacked`)."""
+        model, config = nnx.merge(*nnx.split(self)), self.config
+        model.vision.blocks = unstacked(self.vision.blocks, config.vision.depth)
+        model.decoder.layers = unstacked(self.decoder.layers, config.text.layers)
         return model
 
 

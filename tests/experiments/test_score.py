@@ -169,15 +169,22 @@ def test_a_second_run_continues_and_mends_a_torn_line(first, movies, tmp_path, c
 
 
 def test_interrupted_work_is_whole_and_goes_on(first, movies, tmp_path):
+    """The second video takes until the interruption: opening it blocks, as nobody writes."""
     command = [sys.executable, "-m", "experiments.cli", "score", *movies[:2], f"--out={tmp_path}"]
-    process = subprocess.Popen([*command, *PLAIN], stderr=subprocess.PIPE, text=True)
     traces = tmp_path / "trace.jsonl"
-    deadline = time.monotonic() + 300
-    while not (traces.exists() and traces.read_text().endswith("\n")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    second = Path(movies[1])
+    aside = second.rename(second.with_suffix(".aside"))
+    os.mkfifo(second)
+    try:
+        process = subprocess.Popen([*command, *PLAIN], stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 300
+        while not (traces.exists() and traces.read_text().endswith("\n")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        aside.rename(second)
     assert process.returncode == 130 and "Traceback" not in errors
     assert _lines(traces) == _lines(first / "trace.jsonl")[:1]
     assert main(["score", *movies[:2], f"--out={tmp_path}", *PLAIN]) == 0

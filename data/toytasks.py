@@ -42,7 +42,7 @@ _BOUNCE_SHARE = 0.2  # of the other steps: to expect one takes a look at where t
 _ODD_FUTURES = 0.1
 _DRILLED = 5  # letters asked for in a drill
 _LOOKUPS = 0.3  # share of questions by letter that the text answers: how letters are read
-_SHOWN = 0.85  # share of brief clips whose few frames show the moment
+_SHOWN = 0.85  # of brief clips, whose few frames show the moment; of the rest, some do by chance
 _OF_A_FRAME = ("colour", "shape", "count")
 _ANSWERABLE = (*_OF_A_FRAME, "brief_colour", "brief_shape", "brief_vanish", "brief_split")
 """Questions that a handful of frames can answer."""
@@ -115,16 +115,24 @@ def clip_lesson(clip: Clip, rng: np.random.Generator, *, number: int = 4) -> Les
     return Lesson(places, (), (told, *_questions(clip, rng, number, None)))
 
 
-def brief_lesson(clip: Clip, rng: np.random.Generator, *, frames: int, number: int = 4) -> Lesson:
-    """Questions about a clip of which `frames` frames are shown, mostly such that tell enough."""
-    scene = clip.scene
-    places = set(rng.choice(scene.steps, frames, replace=False).tolist())
-    if len(scene.events) == 2:
-        moment = range(scene.events[0].step, scene.events[1].step)
-        if not places & set(moment) and rng.random() < _SHOWN:
-            places.remove(int(rng.choice(sorted(places))))
-            places.add(int(rng.choice(moment)))
-    return Lesson(tuple(sorted(places)), (), _questions(clip, rng, number, _ANSWERABLE))
+def brief_lesson(
+    clip: Clip, rng: np.random.Generator, *, frames: Sequence[int], number: int = 4
+) -> Lesson:
+    """Questions about a clip of which a few frames are shown, mostly such that tell enough.
+
+    As many as one of `frames` says: neighbours, or from here and there.
+    """
+    scene, count = clip.scene, int(rng.choice(frames))
+    places = rng.choice(scene.steps, count, replace=False)
+    if len(scene.events) == 2 and rng.random() < _SHOWN:
+        moment = int(rng.integers(scene.events[0].step, scene.events[1].step))
+        others = np.delete(np.arange(scene.steps), moment)
+        places = np.append(rng.choice(others, count - 1, replace=False), moment)
+        if rng.random() < 0.5:
+            start = np.clip(moment - rng.integers(count), 0, scene.steps - count)
+            places = start + np.arange(count)
+    shown = tuple(sorted(places.tolist()))
+    return Lesson(shown, (), _questions(clip, rng, number, _ANSWERABLE))
 
 
 @dataclass(frozen=True)
@@ -271,18 +279,20 @@ def _questions(
     clip: Clip, rng: np.random.Generator, number: int, tasks: Sequence[str] | None
 ) -> tuple[Ask, ...]:
     """Questions by word and by letter: the first of each task before the second of any, and all
-    before one is asked again the other way; fewer where fewer can be asked.
+    before one is asked again the other way; fewer where fewer can be asked. First of all, both
+    ways, what passes: no other clip teaches that.
     """
     able = questions(clip, seed=int(rng.integers(2**31)))
     able = [able[j] for j in rng.permutation(len(able)) if tasks is None or able[j].task in tasks]
     late = rng.random() < 0.5  # what one frame tells is asked most, and learned first
     ranks, seen = [], Counter[str]()
     for task in (example.task for example in able):
-        ranks.append((not task.startswith("brief"), seen[task], late and task in _OF_A_FRAME))
+        ranks.append((seen[task], late and task in _OF_A_FRAME))
         seen[task] += 1
     able = [able[j] for j in sorted(range(len(able)), key=ranks.__getitem__)]
     letter = rng.random(len(able)) < 0.5
     both = [*zip(able, letter, strict=True), *zip(able, ~letter, strict=True)]
+    both.sort(key=lambda ask: not ask[0].task.startswith("brief"))
     asks = []
     for example, by_letter in both[:number]:
         by = "letter" if by_letter else "word"

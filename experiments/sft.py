@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from data import toytasks
 from data.toyscene import COLOURS, EVENTS, FPS, MOTIONS, SHAPES, SIZE, cell_labels
 from data.toytasks import KINDS, Ask, Lesson
-from data.toyworld import as_filmed, make
+from data.toyworld import BRIEF, as_filmed, make
 from experiments.prompts import EMPTY, Clip, Composer, Row, text_rows
 from surprise.hypotheses import Prompts
 from surprise.trace import Context
@@ -116,16 +116,18 @@ class Teacher:
     ) -> tuple[list[np.ndarray], list[Lesson]]:
         """Lessons about whole clips or about a few frames of them."""
         config, clips, lessons = self.config, [], []
-        for index in range(first, first + config["clips"]):
-            level = "brief" if kind == "brief" else str(rng.choice(levels))
-            clip = make(index, seed=config["seed"], level=level)
-            clips.append(clip.frames)
-            rows = config["lengths"][kind]["before_rows"]
+        rows = config["lengths"][kind]["before_rows"]
+        for number in range(config["clips" if kind == "clip" else "brief_clips"]):
+            index = first + number
             if kind == "clip":  # one row is the caption's
+                clip = make(index, seed=config["seed"], level=str(rng.choice(levels)))
                 lessons.append(toytasks.clip_lesson(clip, rng, number=rows - 1))
             else:
+                kinds = ("recolor",) if number % 2 else BRIEF
+                clip = make(index, seed=config["seed"], level="brief", kinds=kinds)
                 frames = config["brief_frames"]
                 lessons.append(toytasks.brief_lesson(clip, rng, frames=frames, number=rows))
+            clips.append(clip.frames)
         return clips, lessons
 
     def _steps(

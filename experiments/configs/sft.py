@@ -18,11 +18,12 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.steps = 9000
     config.warmup_steps = 1000  # of the tower, on dense labels
     config.easy_steps = 300  # after that, with one or two shapes only
-    config.mix = ConfigDict({"step": 0.46, "clip": 0.4, "brief": 0.14})
+    config.mix = ConfigDict({"step": 0.44, "clip": 0.38, "brief": 0.18})
     config.pairs = 192  # a batch of dense labels, in temporal patches
     config.windows = 24  # a batch of lessons at a step
     config.clips = 12  # a batch of lessons about a clip
-    config.brief_frames = 8
+    config.brief_clips = 20  # a batch of lessons about a few frames of a clip: one of these numbers
+    config.brief_frames = (4, 8)
     config.answer_tokens = 32
     # Of the pieces of a prompt and of its rows, in tokens; what does not fit is an error.
     stamped = arg == "tiny-qwen3"  # writes the time of every temporal patch out
@@ -34,7 +35,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
             "clip": {"patches": 8, "window": 224 if stamped else 148,
                      "before": 56, "before_rows": 11},
             "brief": {"patches": 4, "window": 116 if stamped else 84,
-                      "before": 48, "before_rows": 8},
+                      "before": 48, "before_rows": 5},
             "drill": {"rows": 24, "tokens": 96},
         }
     )  # fmt: skip

@@ -182,7 +182,7 @@ def test_a_brief_lesson_mostly_shows_the_moment():
     shown = total = 0
     for index in range(40):
         clip = make(index, level="brief", kinds=("recolor",))
-        lesson = brief_lesson(clip, np.random.default_rng(index), frames=4)
+        lesson = brief_lesson(clip, np.random.default_rng(index), frames=(4,))
         assert len(lesson.window) == 4 and sorted(set(lesson.window)) == list(lesson.window)
         start, end = (event.step for event in clip.scene.events)
         shown += bool(set(lesson.window) & set(range(start, end)))

@@ -20,9 +20,9 @@ from vlm.logprobs import token_logprobs
 from vlm.model import Tokens, encode, prepare, run
 
 SMALL = [
-    *("--config.windows=4", "--config.clips=2", "--config.pairs=16", "--config.warmup_steps=2"),
-    *("--config.easy_steps=1", "--config.steps=4", "--config.log_every=1"),
-    *("--config.save_every=2", "--config.ramp_steps=1"),
+    *("--config.windows=4", "--config.clips=2", "--config.brief_clips=2", "--config.pairs=16"),
+    *("--config.warmup_steps=2", "--config.easy_steps=1", "--config.steps=4"),
+    *("--config.log_every=1", "--config.save_every=2", "--config.ramp_steps=1"),
 ]
 
 
@@ -209,7 +209,7 @@ def trained(out, *changes):
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     # Behind the two steps of warm-up; what is small compiles fast.
-    few = [*only("brief"), "--config.clips=1", "--config.unroll=False"]
+    few = [*only("brief"), "--config.brief_clips=1", "--config.unroll=False"]
     assert trained(tmp_path / "whole", *few) == 0
     stream = train._stream
 

@@ -181,10 +181,9 @@ def test_a_method_runs_on_a_mesh_and_ends_on_one_device(tmp_path):
         assert train.run(config, out) == 0
     one, other = (read(tmp_path / shape) for shape in steps)
     for line, theirs in zip(one, other, strict=True):
-        line.pop("step_time"), theirs.pop("step_time")
         assert line.keys() == theirs.keys() and "kl" in line
-        for name, value in line.items():
-            np.testing.assert_allclose(theirs[name], value, atol=1e-5, err_msg=name)
+        for name in line.keys() - {"step_time", "videos_per_hour"}:
+            np.testing.assert_allclose(theirs[name], line[name], 1e-5, 1e-5, err_msg=name)
 
 
 def read(out):

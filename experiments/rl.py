@@ -245,8 +245,8 @@ def logprobs(
 ) -> Float[Array, "B M R L"]:
     """log π(token) of R rows behind each prompt: the graph that is trained.
 
-    `unroll` puts the decoder's layers in line, unless `remat` recomputes the activations of each in
-    the backward pass.
+    `unroll` puts layers in line, unless `remat` recomputes the activations of each in the backward
+    pass.
     """
     model = model.unstacked() if unroll and not remat else model
     hidden, cache = prefill(model, prompts, remat=remat)

@@ -337,8 +337,8 @@ def loss(
 ) -> tuple[Float[Array, ""], Parts]:
     """The loss of a batch and its parts.
 
-    `shares` weighs the kinds of answers; `unroll` puts the decoder's layers in line, unless `remat`
-    recomputes the activations of each in the backward pass.
+    `shares` weighs the kinds of answers; `unroll` puts layers in line, unless `remat` recomputes
+    the activations of each in the backward pass.
     """
     if isinstance(batch, Cells):
         return cells_loss(pupil, batch, remat=remat)

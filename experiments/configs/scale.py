@@ -9,7 +9,7 @@ def scale(config: ConfigDict) -> ConfigDict:
     config.coordinator = ""  # host:port of process 0, where several processes share the mesh
     config.processes = 1  # of them; the coordinator "auto" knows itself, on TPU pods and Slurm
     config.process = 0  # this one
-    config.unroll = True  # layers of the decoder in line, but for remat: faster where they are few
+    config.unroll = True  # layers in line, but for remat: faster where they are few
     config.remat = False  # recompute activations in the backward pass, to save memory
     config.compute_dtype = "float32"  # or bfloat16; what is trained is kept in float32
     config.freeze_tower = False  # the vision tower, its merger included, stays as it is

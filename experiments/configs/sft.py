@@ -22,8 +22,8 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.pairs = 192  # a batch of dense labels, in temporal patches
     config.windows = 24  # a batch of lessons at a step
     config.clips = 12  # a batch of lessons about a clip
-    config.brief_clips = 20  # a batch of lessons about a few frames of a clip: one of these numbers
-    config.brief_frames = (4, 8)
+    config.brief_clips = 20  # a batch of lessons about a few frames of a clip
+    config.brief_frames = (4, 8)  # as many of them as one of these says
     config.answer_tokens = 32
     # Of the pieces of a prompt and of its rows, in tokens; what does not fit is an error.
     stamped = arg == "tiny-qwen3"  # writes the time of every temporal patch out

@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Int
 from data.types import Transform
 
 SIZE, FPS = 64, 4
+CELL = 16
+"""Pixels along the side of a cell, which has one set of dense labels."""
 LOW, HIGH = 8, SIZE - 8
 """Walls: the least and the greatest coordinate of a centre that moves."""
 SHAPES = ("ring", "square", "triangle", "cross")
@@ -176,18 +178,19 @@ def expected(scene: Scene, step: int) -> list[str]:
     return phrases
 
 
-def cell_labels(scene: Scene, cell: int = 16) -> dict[str, Int[np.ndarray, "K side side"]]:
+def cell_labels(scene: Scene, cell: int = CELL) -> dict[str, Int[np.ndarray, "K side side"]]:
     """Dense labels: what lies in each square cell of `cell` pixels, by the centres of objects.
 
     colour and shape: 0 none, else place in COLOURS or SHAPES plus one; motion: 0 none, else place
     in MOTIONS plus one, after the way from t - 1 to t; change: 0 none, else place in EVENTS plus
     one for vanish, jump, recolor, split and morph between t - 1 and t, where the object is, or
-    would be. int64 [K, side, side].
+    would be; x and y: 0 none, else pixels from the cell's corner to the centre plus one. int64
+    [K, side, side].
     """
     side = SIZE // cell
     labels = {
         name: np.zeros((scene.steps, side, side), np.int64)
-        for name in ("colour", "shape", "motion", "change")
+        for name in ("colour", "shape", "motion", "change", "x", "y")
     }
     done = actions(scene)
     for i in range(scene.objects):
@@ -196,6 +199,7 @@ def cell_labels(scene: Scene, cell: int = 16) -> dict[str, Int[np.ndarray, "K si
             if scene.count[i, t]:
                 labels["colour"][t, y, x] = scene.colour[i, t] + 1
                 labels["shape"][t, y, x] = scene.shape[i, t] + 1
+                labels["x"][t, y, x], labels["y"][t, y, x] = scene.centre[i, t] % cell + 1
             if t == 0:
                 continue
             labels["change"][t, y, x] = _CHANGES.get(done[i][t].split(" ")[0], 0)

@@ -47,6 +47,7 @@ _RGB = np.array(
      (235, 240, 240)],
     np.float32,
 )  # fmt: skip
+_WALL = 60.0  # how much brighter the picture's outermost pixels are, the walls
 _RIM, _UNLIT = np.full(3, 250, np.float32), np.full(3, 95, np.float32)
 _FIRST_EVENT = 5
 _LATTICE = np.arange(LOW, HIGH + 1, 4)
@@ -393,6 +394,8 @@ def render(scene: Scene) -> UInt8[np.ndarray, "K height width 3"]:
     """Draws a scene: uint8 [K, 64, 64, 3], with sensor noise of standard deviation 2."""
     rng = _generator(f"pixels of {scene.id}")
     ground = rng.uniform(40, 75) + rng.uniform(-6, 6, 3) + rng.normal(0, 2, (SIZE, SIZE, 1))
+    ground[[0, -1]] += _WALL
+    ground[1:-1, [0, -1]] += _WALL
     ground = ground.astype(np.float32)
     # Noise from a table of the normal distribution's quantiles: faster than drawing it.
     noise = rng.integers(0, 256, (scene.steps, SIZE, SIZE, 3), np.uint8)

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from data import toytasks
-from data.toyscene import COLOURS, EVENTS, FPS, MOTIONS, SHAPES, SIZE, cell_labels
+from data.toyscene import CELL, COLOURS, EVENTS, FPS, MOTIONS, SHAPES, SIZE, cell_labels
 from data.toytasks import KINDS, Ask, Lesson
 from data.toyworld import BRIEF, as_filmed, make
 from experiments.prompts import EMPTY, Clip, Composer, Row, text_rows
@@ -38,6 +38,8 @@ LABELS = {
     "shape": len(SHAPES) + 1,
     "motion": len(MOTIONS) + 1,
     "change": len(EVENTS) + 1,
+    "x": CELL + 1,
+    "y": CELL + 1,
 }
 """Classes of each dense label of a cell (`data.toyscene.cell_labels`)."""
 _LEVELS = ("one", "two", "full", "full")

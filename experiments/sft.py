@@ -81,13 +81,28 @@ class Lessons:
 
     frames: Frames
     window: Tokens
-    before: Asked
-    drills: Asked
+    before: tuple[Asked, ...]
+    """Short rows and long ones; so are the other two."""
+    drills: tuple[Asked, ...]
     observation: Tokens | None = None
-    after: Asked | None = None
+    after: tuple[Asked, ...] = ()
 
 
 # Batches, on the host
+
+Groups = Sequence[tuple[int, int]]
+"""Rows, and tokens of each."""
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A text with answers in it: places whose state predicts a target, and its weight."""
+
+    kind: str
+    ids: list[int]
+    places: Sequence[int]
+    targets: list[int]
+    weights: list[float]
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,8 @@ class Teacher:
         kind = str(rng.choice(list(config["mix"]), p=list(config["mix"].values())))
         about = self._steps if kind == "step" else partial(self._clips, kind)
         clips, lessons = about(rng, first, levels)
-        drills = self._drills(rng, first, levels)
+        learned = step >= config["warmup_steps"] + config["drill_steps"]
+        drills = self._drills(rng, first, levels, config["drills_after" if learned else "drills"])
         return self._batch(clips, lessons, drills, config["lengths"][kind])
 
     def _clips(
@@ -118,7 +134,7 @@ class Teacher:
     ) -> tuple[list[np.ndarray], list[Lesson]]:
         """Lessons about whole clips or about a few frames of them."""
         config, clips, lessons = self.config, [], []
-        rows = config["lengths"][kind]["before_rows"]
+        rows = sum(count for count, _ in config["lengths"][kind]["before"])
         for number in range(config["clips" if kind == "clip" else "brief_clips"]):
             index = first + number
             if kind == "clip":  # one row is the caption's
@@ -145,30 +161,32 @@ class Teacher:
             lessons.append(toytasks.step_lesson(clip.scene, rng, balance))
         return clips, lessons
 
-    def _drills(self, rng: np.random.Generator, first: int, levels: Sequence[str]) -> Asked:
-        """Rows of text, each with several letters to be found in it."""
-        rows, length = (self.config["lengths"]["drill"][key] for key in ("rows", "tokens"))
-        longest = self.config["answer_tokens"]
+    def _drills(
+        self, rng: np.random.Generator, first: int, levels: Sequence[str], count: int
+    ) -> tuple[Asked, ...]:
+        """Rows of text about `count` clips, each with several letters to be found in it."""
+        groups = self.config["lengths"]["drill"]
+        lines = []
+        for index in range(first, first + count):
+            clip = make(index, seed=self.config["seed"], level=str(rng.choice(levels)))
+            own = [
+                self._drill(toytasks.drill(clip, rng))
+                for _ in range(sum(rows for rows, _ in groups))
+            ]
+            lines.append(own)
+        return self._rows(lines, rng.integers(0, 64, count).tolist(), groups)
+
+    def _drill(self, drill: toytasks.Drill) -> _Line:
         plain = self.processor.plain
-        places, targets = np.zeros((2, rows, 1, longest), np.int32)
-        weights = np.zeros((rows, 1, longest), np.float32)
-        texts: list[list[list[int]]] = []
-        for row in range(rows):
-            if row % 4 == 0:  # a clip has many questions
-                index = first + row // 4
-                clip = make(index, seed=self.config["seed"], level=str(rng.choice(levels)))
-            ids: list[int] = []
-            drill = toytasks.drill(clip, rng)
-            for n, (text, letter) in enumerate(drill.listed + drill.asked):
-                ids += plain(text)
-                (token,) = plain(letter)
-                places[row, 0, n], targets[row, 0, n], weights[row, 0, n] = len(ids) - 1, token, 1.0
-                if n >= len(drill.listed):
-                    ids.append(token)
-            texts.append([ids])
-        kinds = np.full((rows, 1), KINDS.index("lookup"), np.int32)
-        tokens = text_rows(texts, rng.integers(0, 64, rows).tolist(), length)
-        return Asked(tokens, places, targets, weights / weights.sum(), kinds)
+        ids, places, targets = [], [], []
+        for n, (text, letter) in enumerate(drill.listed + drill.asked):
+            ids += plain(text)
+            (token,) = plain(letter)
+            places.append(len(ids) - 1)
+            targets.append(token)
+            if n >= len(drill.listed):
+                ids.append(token)
+        return _Line("lookup", ids, places, targets, [1.0] * len(targets))
 
     def _cells(self, step: int) -> Cells:
         """Pairs (t - 1, t), half of them at events where there are any."""
@@ -205,12 +223,12 @@ class Teacher:
         self,
         clips: Sequence[np.ndarray],
         lessons: Sequence[Lesson],
-        drills: Asked,
-        lengths: dict[str, int],
+        drills: tuple[Asked, ...],
+        lengths: dict[str, Any],
     ) -> Lessons:
         """Lessons about clips [K, height, width, 3], padded to `lengths`."""
-        prompts, composer = Prompts(), Composer(self.processor)
-        contexts = [Context("", 0, prompts.system, "", lesson.window) for lesson in lessons]
+        composer = Composer(self.processor)
+        contexts = [Context("", 0, Prompts().system, "", lesson.window) for lesson in lessons]
         # Every clip takes as many temporal patches as the longest: repeats of its last.
         views = [
             [*composer.patches(lesson.window), *_pairs(composer, lesson.observation)]
@@ -236,11 +254,8 @@ class Teacher:
         first = [composer.window(*pair) for pair in zip(contexts, found, strict=True)]
         window = _placed(*composer.chunk([EMPTY] * len(first), first, lengths["window"]))
 
-        def asked(prefixes: Sequence[Row], asks: Sequence[Sequence[Ask]], where: str) -> Asked:
-            count, length = lengths[f"{where}_rows"], lengths[where]
-            return self._asked(composer, prompts, contexts, prefixes, asks, count, length)
-
-        before = asked(first, [own.before for own in lessons], "before")
+        asks = [own.before for own in lessons]
+        before = self._asked(composer, contexts, first, asks, lengths["before"])
         batch = Lessons(frames, window, before, drills)
         if not lessons[0].observation:
             return batch
@@ -249,39 +264,61 @@ class Teacher:
             for row, context, clip, lesson in zip(first, contexts, found, lessons, strict=True)
         ]
         observation = _placed(*composer.chunk(first, second, lengths["observation"]))
-        after = asked(second, [own.after for own in lessons], "after")
+        asks = [own.after for own in lessons]
+        after = self._asked(composer, contexts, second, asks, lengths["after"])
         return replace(batch, observation=observation, after=after)
 
     def _asked(
         self,
         composer: Composer,
-        prompts: Prompts,
         contexts: Sequence[Context],
         prefixes: Sequence[Row],
         asks: Sequence[Sequence[Ask]],
-        count: int,
-        length: int,
-    ) -> Asked:
-        """The questions behind each prefix, `count` rows of `length` tokens a clip."""
-        longest = self.config["answer_tokens"]
-        shape = (len(asks), count, longest)
-        places, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        weights, kinds = np.zeros(shape, np.float32), np.zeros(shape[:2], np.int32)
-        ids: list[list[list[int]]] = []
-        for b, (context, own) in enumerate(zip(contexts, asks, strict=True)):
-            ids.append([[self.processor.pad_token]] * count)
-            for n, ask in enumerate(own):
+        groups: Groups,
+    ) -> tuple[Asked, ...]:
+        """The questions behind each prefix."""
+        prompts, lines = Prompts(), []
+        for context, own in zip(contexts, asks, strict=True):
+            lines.append([])
+            for ask in own:
                 question = composer.question(context, _worded(prompts, ask))
-                answer, weight = self._answer(ask)
-                ids[b][n] = question + answer
-                places[b, n, : len(answer)] = len(question) - 1 + np.arange(len(answer))
-                targets[b, n, : len(answer)], weights[b, n, : len(answer)] = answer, weight
-                kinds[b, n] = KINDS.index(ask.kind)
-        for kind in range(len(KINDS)):
-            total = weights[kinds == kind].sum()
-            weights[kinds == kind] /= max(total, 1e-6)
-        starts = [composer.text_start(row) for row in prefixes]
-        return Asked(text_rows(ids, starts, length), places, targets, weights, kinds)
+                answer, weights = self._answer(ask)
+                places = range(len(question) - 1, len(question) - 1 + len(answer))
+                lines[-1].append(_Line(ask.kind, question + answer, places, answer, weights))
+        return self._rows(lines, [composer.text_start(row) for row in prefixes], groups)
+
+    def _rows(
+        self, lines: Sequence[Sequence[_Line]], starts: Sequence[int], groups: Groups
+    ) -> tuple[Asked, ...]:
+        """Lines of text about each clip, padded in groups; the longest go where there is most room.
+
+        So there is less padding. Should a clip have more long lines than there are long rows, some
+        of them are left out.
+        """
+        longest = self.config["answer_tokens"]
+        rest = [sorted(own, key=lambda line: len(line.ids)) for own in lines]
+        asked: list[Asked] = []
+        for count, length in sorted(groups, key=lambda group: -group[1]):
+            shape = (len(lines), count, longest)
+            places, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+            weights, kinds = np.zeros(shape, np.float32), np.zeros(shape[:2], np.int32)
+            ids = [[[self.processor.pad_token]] * count for _ in lines]
+            for b, own in enumerate(rest):
+                if asked:
+                    own[:] = [line for line in own if len(line.ids) <= length]
+                for n, line in enumerate(own[-count:]):
+                    size = len(line.places)
+                    places[b, n, :size], targets[b, n, :size] = line.places, line.targets
+                    weights[b, n, :size] = line.weights
+                    ids[b][n], kinds[b, n] = line.ids, KINDS.index(line.kind)
+                del own[-count:]
+            asked.append(Asked(text_rows(ids, starts, length), places, targets, weights, kinds))
+        totals = np.zeros(len(KINDS))
+        for part in asked:
+            np.add.at(totals, part.kinds, part.weights.sum(-1))
+        for part in asked:
+            part.weights[:] /= np.maximum(totals, 1e-6)[part.kinds][..., None]
+        return tuple(asked)
 
     def _answer(self, ask: Ask) -> tuple[list[int], list[float]]:
         """Tokens of an answer and of its end, with their weights."""
@@ -380,11 +417,12 @@ def lessons_loss(
     """
     features = encode(model, batch.frames, remat=remat)
     _, cache = run(model, batch.window, features, remat=remat)
-    groups = [(batch.before, cache)]
+    groups = [(asked, cache) for asked in batch.before]
     if batch.observation is not None:
         _, more = run(model, batch.observation, features, prefix=cache, remat=remat)
-        groups.append((batch.after, cache.append(more)))
-    groups.append((batch.drills, None))
+        both = cache.append(more)
+        groups += [(asked, both) for asked in batch.after]
+    groups += [(asked, None) for asked in batch.drills]
     sums = jnp.zeros((3, len(KINDS)))  # of NLL, of what is sure, and of weights
     for asked, prefix in groups:
         hidden, _ = run(model, asked.tokens, prefix=prefix, remat=remat)

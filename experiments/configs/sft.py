@@ -24,19 +24,23 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.clips = 12  # a batch of lessons about a clip
     config.brief_clips = 20  # a batch of lessons about a few frames of a clip
     config.brief_frames = (4, 8)  # as many of them as one of these says
+    config.drills = 6  # clips of which a batch of lessons has drills beside it
+    config.drill_steps = 1500  # lessons after which they are learned, and fewer keep them
+    config.drills_after = 2
     config.answer_tokens = 32
-    # Of the pieces of a prompt and of its rows, in tokens; what does not fit is an error.
+    # Of the pieces of a prompt in tokens, and of what is asked in (rows, tokens), short and long
+    # rows; what does not fit is an error.
     stamped = arg == "tiny-qwen3"  # writes the time of every temporal patch out
     config.lengths = ConfigDict(
         {
             "step": {"patches": 3, "window": 68 if stamped else 52,
                      "observation": 32 if stamped else 20,
-                     "before": 56, "before_rows": 1, "after": 48, "after_rows": 5},
+                     "before": ((1, 56),), "after": ((3, 40), (2, 48))},
             "clip": {"patches": 8, "window": 224 if stamped else 148,
-                     "before": 56, "before_rows": 11},
+                     "before": ((6, 40), (5, 56))},
             "brief": {"patches": 4, "window": 116 if stamped else 84,
-                      "before": 48, "before_rows": 5},
-            "drill": {"rows": 24, "tokens": 96},
+                      "before": ((3, 40), (2, 48))},
+            "drill": ((2, 56), (2, 96)),
         }
     )  # fmt: skip
     config.shares = ConfigDict(

@@ -259,5 +259,9 @@ def test_dense_labels():
     assert labels["change"][event.step, y, x] == EVENTS.index("vanish") + 1
     assert (labels["change"] > 0).sum() == 1
     assert labels["colour"].shape == (16, 4, 4) and not labels["motion"][0].any()
+    x, y = scene.centre[event.object, 0]
+    assert (labels["x"][0, y // 16, x // 16], labels["y"][0, y // 16, x // 16]) == (
+        x % 16 + 1, y % 16 + 1,
+    )  # fmt: skip
     shown = [(labels["colour"][t] > 0).sum() for t in range(16)]
     assert max(shown) <= scene.objects and shown[-1] <= scene.objects - 1

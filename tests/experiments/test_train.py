@@ -21,7 +21,8 @@ from vlm.model import Tokens, encode, prepare, run
 
 SMALL = [
     *("--config.windows=4", "--config.clips=2", "--config.brief_clips=2", "--config.pairs=16"),
-    *("--config.warmup_steps=2", "--config.easy_steps=1", "--config.steps=4"),
+    *("--config.drills=1", "--config.warmup_steps=2", "--config.easy_steps=1"),
+    "--config.steps=4",
     *("--config.log_every=1", "--config.save_every=2", "--config.ramp_steps=1"),
 ]
 
@@ -50,9 +51,9 @@ def test_a_batch_depends_on_seed_and_step_alone(found):
         one, again = make(step), teacher(found, *only("clip"))(step)
         for leaf, other in zip(jax.tree.leaves(one), jax.tree.leaves(again), strict=True):
             np.testing.assert_array_equal(leaf, other)
-    assert not np.array_equal(make(2).before.targets, make(3).before.targets)
     other = teacher(found, *only("clip"), "--config.seed=1")(3)
-    assert not np.array_equal(make(3).before.targets, other.before.targets)
+    for differs in (make(2), other):
+        assert not np.array_equal(make(3).before[0].targets, differs.before[0].targets)
 
 
 def test_the_tower_is_warmed_up_before_lessons_begin(found):
@@ -64,7 +65,7 @@ def test_the_tower_is_warmed_up_before_lessons_begin(found):
 def test_answers_weigh_the_same_by_kind_and_stand_where_they_should(found, kind):
     batch = teacher(found, *only(kind))(3)
     totals = np.zeros(len(KINDS))
-    for asked in filter(None, [batch.before, batch.after]):
+    for asked in batch.before + batch.after:
         np.add.at(totals, asked.kinds, asked.weights.sum(-1))
         # The state at a place predicts the token behind it.
         following = np.take_along_axis(asked.tokens.ids, asked.places + 1, axis=2)
@@ -82,17 +83,40 @@ def test_answers_weigh_the_same_by_kind_and_stand_where_they_should(found, kind)
 
 
 def test_in_a_drill_letters_stand_before_what_is_listed_and_behind_what_is_asked(found):
-    drills, plain = teacher(found, *only("step"))(3).drills, found.processor.plain
+    batch, plain = teacher(found, *only("step"))(3), found.processor.plain
     letters = [plain(letter)[0] for letter in "ABCDE"]
-    for row, ids in enumerate(drills.tokens.ids[:, 0]):
-        there = drills.weights[row, 0] > 0
-        places, targets = drills.places[row, 0][there], drills.targets[row, 0][there]
+    for drills, (b, n) in ((d, at) for d in batch.drills for at in np.ndindex(d.kinds.shape)):
+        ids, there = drills.tokens.ids[b, n], drills.weights[b, n] > 0
+        places, targets = drills.places[b, n][there], drills.targets[b, n][there]
         listed = len(targets) - 5
         assert targets[:listed].tolist() == letters[:listed]
         for place, target in zip(places[:listed], targets, strict=False):
             assert ids[:place][np.isin(ids[:place], letters)][-1] == target
         np.testing.assert_array_equal(ids[places + 1][listed:], targets[listed:])
-    np.testing.assert_allclose(drills.weights.sum(), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(sum(d.weights.sum() for d in batch.drills), 1.0, rtol=1e-5)
+
+
+def test_once_drills_are_learned_there_are_fewer(found):
+    make = teacher(found, *only("step"), "--config.drill_steps=1", "--config.drills_after=1")
+    assert [len(make(step).drills[0].kinds) for step in (2, 3)] == [config()["drills"], 1]
+
+
+def test_long_lines_go_into_long_rows_and_what_does_not_fit_is_left_out_or_an_error(found):
+    make = teacher(found)
+
+    def line(length, kind="word"):
+        return sft._Line(kind, list(range(1, length + 1)), [length - 2], [length], [1.0])
+
+    lines = [[line(3), line(9), line(5)], [line(9), line(4), line(8)]]
+    long, short = make._rows(lines, [0, 7], ((2, 5), (1, 10)))
+    assert (long.tokens.valid.sum(-1) == [[9], [9]]).all()
+    assert (short.tokens.valid.sum(-1) == [[3, 5], [4, 1]]).all()  # 8 fits in no row that is left
+    assert (short.weights.sum(-1) > 0).tolist() == [[True, True], [True, False]]
+    total = long.weights.sum() + short.weights.sum()
+    np.testing.assert_allclose(total, 1.0, rtol=1e-5)
+    assert (long.targets[:, 0, 0] == [9, 9]).all() and long.tokens.positions[0, 1, 0, 0] == 7
+    with pytest.raises(ValueError, match="does not fit"):
+        make._rows([[line(11)]], [0], ((2, 5), (1, 10)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -136,9 +160,10 @@ def test_the_packed_loss_is_that_of_whole_prompts(found, kind):
         params, batch.frames
     )
     sums = np.zeros(len(KINDS))
-    for asked, pieces in ((batch.drills, 0), (batch.before, 1), (batch.after, 2)):
-        if asked is None:
-            continue
+    groups = [
+        (part, n) for n, a in enumerate((batch.drills, batch.before, batch.after)) for part in a
+    ]
+    for asked, pieces in groups:
         for b, n in np.argwhere(asked.weights.sum(-1) > 0):
             shown = [(part, b, 0) for part in (batch.window, batch.observation)[:pieces]]
             tokens, length = joined([*shown, (asked.tokens, b, n)])
@@ -159,9 +184,11 @@ def test_the_layout_is_that_of_the_processor(found):
     """Ids and positions of window and question equal those of one conversation."""
     batch = teacher(found, *only("clip"))(3)
     ids = batch.window.ids[0, 0][batch.window.valid[0, 0]]
-    asked = batch.before.tokens
-    ids = np.concatenate([ids, asked.ids[0, 0][asked.valid[0, 0]]])
-    answer = int(batch.before.places[0, 0, 0]) + 1
+    caption = KINDS.index("clip_caption")
+    before = next(part for part in batch.before if caption in part.kinds[0])
+    asked, row = before.tokens, before.kinds[0].tolist().index(caption)
+    ids = np.concatenate([ids, asked.ids[0, row][asked.valid[0, row]]])
+    answer = int(before.places[0, row, 0]) + 1
     prompt_ids = ids[: batch.window.valid[0].sum() + answer]
     # With its first frame left out a clip has as many temporal patches, but other times.
     count = 16 if found.processor.decode(prompt_ids, False).count("<0.1 seconds>") else 15
@@ -186,7 +213,7 @@ def test_the_layout_is_that_of_the_processor(found):
     places = np.concatenate(
         [
             batch.window.positions[:, 0, 0][:, batch.window.valid[0, 0]],
-            asked.positions[:, 0, 0, :answer],
+            asked.positions[:, 0, row, :answer],
         ],
         axis=1,
     )

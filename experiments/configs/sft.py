@@ -29,7 +29,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.drills_after = 2
     config.answer_tokens = 32
     # Of the pieces of a prompt in tokens, and of what is asked in (rows, tokens), short and long
-    # rows; what does not fit is an error.
+    # rows. What fits in none is an error; what finds all those taken that it fits in is left out.
     stamped = arg == "tiny-qwen3"  # writes the time of every temporal patch out
     config.lengths = ConfigDict(
         {

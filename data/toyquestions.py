@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.annotations import LETTERS
-from data.toyscene import COLOURS, FPS, SHAPES, SIZE, Scene, actions, motions
-from data.toywords import NUMBERS, caption, is_odd, lasting_name, name, verb
+from data.toyscene import COLOURS, FPS, SHAPES, SIZE, Scene, actions, motions, verb
+from data.toywords import NUMBERS, caption, is_odd, lasting_name, name
 from data.toyworld import Clip, transformed
 from data.transforms import NULL_OPTION
 from data.types import Example, Transform

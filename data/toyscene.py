@@ -24,6 +24,14 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*WAYS, "still", "grow", "shrink")
 EVENTS = ("vanish", "jump", "reverse", "recolor", "stop", "split", "morph")
+VERBS = dict(
+    zip(
+        EVENTS,
+        ("vanishes", "jumps", "turns back", "turns", "stops", "splits", "becomes"),
+        strict=True,
+    )
+)
+"""How `actions` tells of each event."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,11 @@ class Scene:
     @property
     def objects(self) -> int:
         return self.centre.shape[0]
+
+
+def verb(phrase: str) -> str:
+    """What tells one kind of action from another: the first word, or `turns back`."""
+    return phrase if phrase == "turns back" else phrase.split(" ")[0]
 
 
 @functools.lru_cache(maxsize=64)  # a scene is asked again for every step
@@ -202,17 +215,15 @@ def cell_labels(scene: Scene, cell: int = CELL) -> dict[str, Int[np.ndarray, "K 
                 labels["x"][t, y, x], labels["y"][t, y, x] = scene.centre[i, t] % cell + 1
             if t == 0:
                 continue
-            labels["change"][t, y, x] = _CHANGES.get(done[i][t].split(" ")[0], 0)
+            labels["change"][t, y, x] = _CHANGES.get(verb(done[i][t]), 0)
             if scene.count[i, t - 1] and scene.count[i, t]:
                 labels["motion"][t, y, x] = 1 + MOTIONS.index(_movement(scene, i, t))
     return labels
 
 
 _CHANGES = {
-    verb: EVENTS.index(kind) + 1
-    for verb, kind in (("vanishes", "vanish"), ("jumps", "jump"), ("turns", "recolor"),
-                       ("splits", "split"), ("becomes", "morph"))
-}  # fmt: skip
+    VERBS[kind]: EVENTS.index(kind) + 1 for kind in ("vanish", "jump", "recolor", "split", "morph")
+}
 
 
 def _movement(scene: Scene, i: int, t: int) -> str:

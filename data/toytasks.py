@@ -14,7 +14,7 @@ import numpy as np
 
 from data.annotations import LETTERS
 from data.toyquestions import answer_text, lettered, prompt, questions
-from data.toyscene import Scene, actions, expected
+from data.toyscene import Scene, actions, expected, verb
 from data.toywords import (
     ODD,
     Statement,
@@ -25,7 +25,6 @@ from data.toywords import (
     oddities,
     sentence,
     statements,
-    verb,
 )
 from data.toyworld import Clip
 

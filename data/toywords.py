@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.toyscene import COLOURS, SHAPES, Scene, actions, expected, motions
+from data.toyscene import COLOURS, SHAPES, VERBS, Scene, actions, expected, motions, verb
 from data.toyworld import HELD_OUT
 
 NUMBERS = ("zero", "one", "two", "three", "four")
@@ -25,10 +25,7 @@ PREDICATES = (
 """Everything that an object can be said to do in a clip that runs forward."""
 BACKWARD = ("appears", "starts to move", "merge")
 """What it does besides in a reversed clip, and at the end of a brief event."""
-ODD = {
-    *("vanishes", "jumps", "turns back", "turns", "stops", "splits", "becomes"),
-    *("appears", "starts", "merge"),
-}
+ODD = {*VERBS.values(), "appears", "starts", "merge"}
 """Verbs of what is odd."""
 
 
@@ -129,11 +126,6 @@ def oddities(scene: Scene, i: int, step: int, likely: str) -> Iterator[str]:
     if not scene.flashing[i]:
         yield from (f"turns {word}" for j, word in enumerate(COLOURS) if j not in colours)
     yield from (f"becomes a {word}" for j, word in enumerate(SHAPES) if j not in shapes)
-
-
-def verb(phrase: str) -> str:
-    """What tells one kind of action from another: the first word, or `turns back`."""
-    return phrase if phrase == "turns back" else phrase.split(" ")[0]
 
 
 def is_odd(phrase: str) -> bool:

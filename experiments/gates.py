@@ -13,9 +13,9 @@ from typing import TypeVar
 import numpy as np
 
 from data.toyquestions import prompt, questions
-from data.toyscene import EVENTS, FPS, Scene, actions, expected
+from data.toyscene import EVENTS, FPS, VERBS, Scene, actions, expected, verb
 from data.toytasks import CAPTION_REQUEST
-from data.toywords import caption, clause, description, is_odd, statements, verb
+from data.toywords import caption, clause, description, is_odd, statements
 from data.toyworld import Clip, make
 from experiments.examiner import Examiner
 from experiments.localise import Row, spread
@@ -147,7 +147,7 @@ def _event_row(clip: Clip, other: str, rng: np.random.Generator) -> _Row:
     doing = actions(scene)[i][step]
     own = {clause(scene, i, step, s.predicate): s for s in able}
     wrong = [text for text, s in own.items() if not s.true and is_odd(s.predicate)]
-    alike = [text for text in wrong if _VERBS[other] == verb(own[text].predicate)] or wrong
+    alike = [text for text in wrong if VERBS[other] == verb(own[text].predicate)] or wrong
     usual = clause(scene, i, step, expected(scene, step)[i] or "stays still")
     refuted = usual if usual in own and not own[usual].true else ""
     claims = (
@@ -157,10 +157,6 @@ def _event_row(clip: Clip, other: str, rng: np.random.Generator) -> _Row:
         *_some(able, rng, _CLAIMS - 3),
     )
     return _Row(clip, step, True, claims)
-
-
-_VERBS = {"vanish": "vanishes", "jump": "jumps", "reverse": "turns back", "recolor": "turns",
-          "stop": "stops", "split": "splits", "morph": "becomes"}  # fmt: skip
 
 
 def _plain_row(clip: Clip, rng: np.random.Generator) -> _Row:

@@ -265,3 +265,12 @@ def test_dense_labels():
     )  # fmt: skip
     shown = [(labels["colour"][t] > 0).sum() for t in range(16)]
     assert max(shown) <= scene.objects and shown[-1] <= scene.objects - 1
+
+
+@pytest.mark.parametrize("kind", EVENTS)
+def test_a_change_shows_in_two_frames_and_a_change_of_motion_does_not(kind):
+    scene = simulate(0, kinds=(kind,))
+    changes = cell_labels(scene)["change"]
+    shows = kind not in ("reverse", "stop")
+    assert (changes > 0).sum() == shows
+    assert changes.max() == shows * (EVENTS.index(kind) + 1)

@@ -1,9 +1,10 @@
 """Supervised training on the toy world: batches of lessons, and their loss.
 
 Every batch is a pure function of the seed and the number of the step. The first ones warm the tower
-up with a linear head on each cell. Then come lessons: at one step of a clip, about whole clips, and
-about a few frames of clips whose event passes; all that is asked of one clip shares its prefix.
-Beside each of them go drills, which are text alone.
+up with a linear head on each cell, which goes on beside all that follows, lest the tower forget.
+Then come lessons: at one step of a clip, about whole clips, and about a few frames of clips whose
+event passes; all that is asked of one clip shares its prefix. Beside each of them go drills, which
+are text alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from data import toytasks
 from data.toyscene import CELL, COLOURS, EVENTS, FPS, MOTIONS, SHAPES, SIZE, cell_labels
 from data.toytasks import KINDS, Ask, Lesson
 from data.toyworld import BRIEF, as_filmed, make
+from data.toyworld import Clip as ToyClip
 from experiments.prompts import EMPTY, Clip, Composer, Row, text_rows
 from surprise.hypotheses import Prompts
 from surprise.trace import Context
@@ -42,6 +44,7 @@ LABELS = {
     "y": CELL + 1,
 }
 """Classes of each dense label of a cell (`data.toyscene.cell_labels`)."""
+_CELLS = (SIZE // CELL) ** 2
 _LEVELS = ("one", "two", "full", "full")
 
 
@@ -52,7 +55,7 @@ class Cells:
 
     frames: Frames
     labels: Int[np.ndarray | Array, "rows labels"]
-    """By row of the tower's output; -1 where a cell is padding."""
+    """By row of the tower's output; -1 at padding, and where frames are no neighbours."""
 
 
 @jax.tree_util.register_dataclass
@@ -79,7 +82,7 @@ class Lessons:
     learn what is seen, and learned by turns they fade.
     """
 
-    frames: Frames
+    cells: Cells
     window: Tokens
     before: tuple[Asked, ...]
     """Short rows and long ones; so are the other two."""
@@ -131,7 +134,7 @@ class Teacher:
 
     def _clips(
         self, kind: str, rng: np.random.Generator, first: int, levels: Sequence[str]
-    ) -> tuple[list[np.ndarray], list[Lesson]]:
+    ) -> tuple[list[ToyClip], list[Lesson]]:
         """Lessons about whole clips or about a few frames of them."""
         config, clips, lessons = self.config, [], []
         rows = sum(count for count, _ in config["lengths"][kind]["before"])
@@ -145,19 +148,19 @@ class Teacher:
                 clip = make(index, seed=config["seed"], level="brief", kinds=kinds)
                 frames = config["brief_frames"]
                 lessons.append(toytasks.brief_lesson(clip, rng, frames=frames, number=rows))
-            clips.append(clip.frames)
+            clips.append(clip)
         return clips, lessons
 
     def _steps(
         self, rng: np.random.Generator, first: int, levels: Sequence[str]
-    ) -> tuple[list[np.ndarray], list[Lesson]]:
+    ) -> tuple[list[ToyClip], list[Lesson]]:
         clips, lessons, balance = [], [], Counter()
         for number in range(self.config["windows"]):
             index = first + number // 2
             if number % 2 == 0:  # two lessons at steps of one clip
                 level = str(rng.choice(levels))
                 clip = make(index, seed=self.config["seed"], level=level)
-            clips.append(clip.frames)
+            clips.append(clip)
             lessons.append(toytasks.step_lesson(clip.scene, rng, balance))
         return clips, lessons
 
@@ -192,7 +195,7 @@ class Teacher:
         """Pairs (t - 1, t), half of them at events where there are any."""
         config = self.config
         rng = np.random.default_rng([config["seed"], 0, step])
-        shown, labels = [], {name: [] for name in LABELS}
+        shown, labels = [], []
         each = 8
         for index in range(step * 1000, step * 1000 + config["pairs"] // each):
             clip = make(index, seed=config["seed"], level=str(rng.choice(_LEVELS)))
@@ -200,33 +203,34 @@ class Teacher:
             events = [event.step for event in clip.scene.events]
             if events:
                 steps[: each // 2] = events[0]
-            cells = cell_labels(clip.scene)
+            labels += [_labels(clip, [(t - 1, t) for t in steps])]
             for t in steps:
                 shown += [clip.frames[t - 1], clip.frames[t]]
-                for name in LABELS:
-                    labels[name].append(cells[name][t].reshape(-1))
         pixels = np.stack(shown)
         half = len(pixels) // 4 * 2  # whole pairs
         pixels[:half] = as_filmed(pixels[:half])
-        frames, index = self._frames(pixels)
-        flat = np.full((frames.valid.size // 4, len(LABELS)), -1, np.int32)
-        flat[index] = np.stack([np.concatenate(labels[name]) for name in LABELS], -1)
-        return Cells(frames, flat)
+        return self._seen(pixels, np.concatenate(labels))[0]
 
-    def _frames(self, frames: np.ndarray) -> tuple[Frames, np.ndarray]:
-        """Frames [2 F, height, width, 3] as F temporal patches, and the output row of each cell."""
+    def _seen(self, frames: np.ndarray, labels: np.ndarray) -> tuple[Cells, np.ndarray]:
+        """Frames [2 F, height, width, 3] as F temporal patches, and the output row of each cell.
+
+        `labels` [F * cells, labels] are those of cells in order.
+        """
         vision, settings = self.processor.config.vision, self.processor.settings
         patches, thw = patchify(frames, vision, settings.mean, settings.std)
-        return lay_out(patches, np.array([thw]), vision)
+        shown, index = lay_out(patches, np.array([thw]), vision)
+        rows = np.full((shown.valid.size // vision.merge**2, len(LABELS)), -1, np.int32)
+        rows[index] = labels
+        return Cells(shown, rows), index
 
     def _batch(
         self,
-        clips: Sequence[np.ndarray],
+        clips: Sequence[ToyClip],
         lessons: Sequence[Lesson],
         drills: tuple[Asked, ...],
         lengths: dict[str, Any],
     ) -> Lessons:
-        """Lessons about clips [K, height, width, 3], padded to `lengths`."""
+        """Lessons about clips, padded to `lengths`."""
         composer = Composer(self.processor)
         contexts = [Context("", 0, Prompts().system, "", lesson.window) for lesson in lessons]
         # Every clip takes as many temporal patches as the longest: repeats of its last.
@@ -236,17 +240,20 @@ class Teacher:
         ]
         most = lengths["patches"]
         shown = [
-            clip[np.array([*view, *[view[-1]] * (most - len(view))]).reshape(-1)]
+            clip.frames[np.array([*view, *[view[-1]] * (most - len(view))]).reshape(-1)]
             for clip, view in zip(clips, views, strict=True)
         ]
         shown[::2] = map(as_filmed, shown[::2])  # so that a file looks no stranger than an array
-        frames, index = self._frames(np.concatenate(shown))
+        labels = np.full((len(clips), most, _CELLS, len(LABELS)), -1)
+        for own, clip, view in zip(labels, clips, views, strict=True):
+            own[: len(view)] = _labels(clip, view).reshape(len(view), _CELLS, -1)
+        cells, index = self._seen(np.concatenate(shown), labels.reshape(-1, len(LABELS)))
         rows = index.reshape(len(lessons), most, -1, 1)
         side = SIZE // self.processor.config.vision.patch
         found = [
             Clip(
                 (side, side),
-                np.arange(len(clip)) / FPS,
+                np.arange(len(clip.frames)) / FPS,
                 dict(zip(view, own, strict=False)),
             )
             for clip, view, own in zip(clips, views, rows, strict=True)
@@ -256,9 +263,8 @@ class Teacher:
 
         asks = [own.before for own in lessons]
         before = self._asked(composer, contexts, first, asks, lengths["before"])
-        batch = Lessons(frames, window, before, drills)
         if not lessons[0].observation:
-            return batch
+            return Lessons(cells, window, before, drills)
         second = [
             composer.observation(row, context, clip, lesson.observation)
             for row, context, clip, lesson in zip(first, contexts, found, lessons, strict=True)
@@ -266,7 +272,7 @@ class Teacher:
         observation = _placed(*composer.chunk(first, second, lengths["observation"]))
         asks = [own.after for own in lessons]
         after = self._asked(composer, contexts, second, asks, lengths["after"])
-        return replace(batch, observation=observation, after=after)
+        return Lessons(cells, window, before, drills, observation, after)
 
     def _asked(
         self,
@@ -346,6 +352,14 @@ def _pairs(composer: Composer, places: tuple[int, ...]) -> list[tuple[int, ...]]
     return composer.patches(places) if places else []
 
 
+def _labels(clip: ToyClip, view: Sequence[tuple[int, int]]) -> Int[np.ndarray, "cells labels"]:
+    """Dense labels of a view's patches, one after another; -1 where frames are no neighbours."""
+    pairs, found = np.array(view), cell_labels(clip.scene)
+    labels = np.stack([found[name][pairs[:, 1]] for name in LABELS], -1)
+    labels[pairs[:, 0] + 1 != pairs[:, 1]] = -1
+    return labels.reshape(-1, len(LABELS))
+
+
 def _placed(tokens: Tokens, rows: np.ndarray) -> Tokens:
     """Visual tokens that name rows of the tower's output, where they counted their own clip's."""
     own = np.take_along_axis(rows[:, None, :, 0], np.maximum(tokens.visual, 0), axis=2)
@@ -356,7 +370,7 @@ def _placed(tokens: Tokens, rows: np.ndarray) -> Tokens:
 
 
 class Pupil(nnx.Module):
-    """The model, and a linear classifier of cells that the warm-up of its tower needs."""
+    """The model, and a linear classifier of cells, for dense labels, that its export is without."""
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs):
         self.model = model
@@ -379,43 +393,57 @@ def loss(
     `shares` weighs the kinds of answers; `unroll` puts layers in line, unless `remat` recomputes
     the activations of each in the backward pass.
     """
-    if isinstance(batch, Cells):
-        return cells_loss(pupil, batch, remat=remat)
     model = pupil.model.unstacked() if unroll and not remat else pupil.model
-    return lessons_loss(model, batch, shares, remat=remat)
+    if isinstance(batch, Cells):
+        return cells_loss(pupil.head, encode(model, batch.frames, remat=remat), batch)
+    return lessons_loss(model, pupil.head, batch, shares, remat=remat)
 
 
 def cells_loss(
-    pupil: Pupil, batch: Cells, *, remat: bool = False
+    head: nnx.Linear, features: Float[Array, "rows features"], cells: Cells
 ) -> tuple[Float[Array, ""], Parts]:
     """Cross-entropy of every cell's labels, nats; cells in which something is weigh one half.
 
     Parts: the share of those cells whose label is right.
     """
-    features = encode(pupil.model, batch.frames, remat=remat)
-    scores = pupil.head(features[:, : pupil.model.config.vision.out]).astype(jnp.float32)
+    features = features[:, : head.in_features]
+    # Read as the decoder's first norm will read them: where a head sees their size, they grow, and
+    # what the decoder's layers add to them is lost beside it.
+    features = jax.nn.standardize(features, mean=0.0, epsilon=1e-6)
+    scores = head(features).astype(jnp.float32)
     scores = jnp.split(scores, np.cumsum([*LABELS.values()])[:-1], axis=-1)
     total, parts = jnp.zeros(()), {}
     for i, (name, z) in enumerate(zip(LABELS, scores, strict=True)):
-        label = batch.labels[:, i]
-        there, nothing = (mask.astype(jnp.float32) for mask in (label > 0, label == 0))
-        weight = there / jnp.maximum(there.sum(), 1) + nothing / jnp.maximum(nothing.sum(), 1)
-        logp = jax.nn.log_softmax(z)
-        nll = -jnp.take_along_axis(logp, jnp.maximum(label, 0)[:, None], axis=1)[:, 0]
-        total += jnp.sum(weight * nll) / 2
-        parts[f"cells/{name}"] = jnp.mean(jnp.argmax(z, -1) == label, where=label > 0)
+        nll, parts[f"cells/{name}"] = _classified(z, cells.labels[:, i])
+        total += nll
     return total, parts
 
 
-def lessons_loss(
-    model: Model, batch: Lessons, shares: dict[str, float], *, remat: bool = False
-) -> tuple[Float[Array, ""], Parts]:
-    """Cross-entropy of the answers: of each kind in nats a token, weighted and summed.
+def _classified(
+    scores: Float[Array, "cells classes"], labels: Int[Array, " cells"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cross-entropy of labels, -1 for none, and the share that is right of those above 0.
 
-    Parts: KIND/nll, and KIND/sure, the share of tokens given a probability above 1/2; nan for a
-    kind that the batch does not ask.
+    The cells above 0 weigh one half together, those of 0 the other.
     """
-    features = encode(model, batch.frames, remat=remat)
+    there, nothing = (mask.astype(jnp.float32) for mask in (labels > 0, labels == 0))
+    weight = there / jnp.maximum(there.sum(), 1) + nothing / jnp.maximum(nothing.sum(), 1)
+    logp = jax.nn.log_softmax(scores)
+    nll = -jnp.take_along_axis(logp, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
+    right = jnp.mean(jnp.argmax(scores, -1) == labels, where=labels > 0)
+    return jnp.sum(weight * nll) / 2, right
+
+
+def lessons_loss(
+    model: Model, head: nnx.Linear, batch: Lessons, shares: dict[str, float], *, remat: bool = False
+) -> tuple[Float[Array, ""], Parts]:
+    """Cross-entropy of the answers, of each kind in nats a token, and of cells; weighted, summed.
+
+    Parts: KIND/nll, and KIND/sure, the share of tokens given a probability above 1/2; those of
+    `cells_loss`; nan for what the batch does not ask.
+    """
+    features = encode(model, batch.cells.frames, remat=remat)
+    dense, parts = cells_loss(head, features, batch.cells)
     _, cache = run(model, batch.window, features, remat=remat)
     groups = [(asked, cache) for asked in batch.before]
     if batch.observation is not None:
@@ -433,10 +461,10 @@ def lessons_loss(
         rows = jnp.sum(asked.weights[None] * values, axis=-1).reshape(3, -1)
         sums += jax.ops.segment_sum(rows.T, asked.kinds.reshape(-1), len(KINDS)).T
     asked = sums[2] > 0
-    parts = {}
     for i, kind in enumerate(KINDS):
         parts |= {
             f"{kind}/{name}": jnp.where(asked[i], sums[j, i], jnp.nan)
             for j, name in enumerate(("nll", "sure"))
         }
-    return jnp.sum(jnp.array([shares[kind] for kind in KINDS]) * sums[0]), parts
+    total = jnp.sum(jnp.array([shares[kind] for kind in KINDS]) * sums[0])
+    return total + shares["cells"] * dense, parts

@@ -45,7 +45,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     )  # fmt: skip
     config.shares = ConfigDict(
         {"predict": 0.5, "prior": 1.0, "posterior": 1.0, "caption": 1.0, "claim": 1.5,
-         "clip_caption": 1.0, "word": 1.0, "letter": 1.5, "lookup": 2.0}
+         "clip_caption": 1.0, "word": 1.0, "letter": 1.5, "lookup": 2.0, "cells": 0.3}
     )  # fmt: skip
     config.learning_rate = 2e-3
     config.muon_learning_rate = 3e-3

@@ -13,9 +13,11 @@ import pytest
 from flax import nnx
 
 import vlm
+from data.toyscene import cell_labels
 from data.toytasks import KINDS
 from experiments import sft, train
 from experiments.arguments import UsageError, plain, read_config
+from experiments.prompts import Composer
 from vlm.logprobs import token_logprobs
 from vlm.model import Tokens, encode, prepare, run
 
@@ -119,6 +121,26 @@ def test_long_lines_go_into_long_rows_and_what_does_not_fit_is_left_out_or_an_er
         make._rows([[line(11)]], [0], ((2, 5), (1, 10)))
 
 
+def test_cells_in_which_something_is_weigh_as_much_as_the_others():
+    scores = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    labels = np.array([0, 0, 3, -1, 0], np.int32)
+    nll = -np.asarray(jax.nn.log_softmax(scores))[range(5), labels]
+    value, right = sft._classified(scores, labels)
+    np.testing.assert_allclose(value, (nll[[0, 1, 4]].mean() + nll[2]) / 2, rtol=1e-5)
+    assert float(right) == (scores[2].argmax() == 3)
+    value, right = sft._classified(scores, np.full(5, -1, np.int32))
+    assert value == 0 and np.isnan(right)
+
+
+def test_how_large_features_are_makes_no_difference_to_the_classifier_of_cells(found):
+    pupil, batch = sft.Pupil(found.model, rngs=nnx.Rngs(0)), teacher(found)(0)
+    shape = (len(batch.labels), found.config.vision.out)
+    features = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    one, many = (sft.cells_loss(pupil.head, size * features, batch) for size in (1.0, 30.0))
+    np.testing.assert_allclose(one[0], many[0], rtol=1e-4)
+    assert one[1].keys() == {f"cells/{name}" for name in sft.LABELS}
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def uncached(graph, params, tokens, features, places, targets):
     """Log-probabilities of targets by one pass over a whole prompt."""
@@ -151,13 +173,14 @@ def test_the_packed_loss_is_that_of_whole_prompts(found, kind):
     batch = teacher(found, *only(kind), "--config.windows=2", "--config.clips=1")(3)
     shares = config()["shares"]
     graph, params = nnx.split(found.model)
+    pupil = sft.Pupil(found.model, rngs=nnx.Rngs(0))
 
     def packed(params, batch):
-        return sft.lessons_loss(nnx.merge(graph, params), batch, shares)
+        return sft.lessons_loss(nnx.merge(graph, params), pupil.head, batch, shares)
 
     value, parts = jax.jit(packed)(params, batch)
     features = jax.jit(lambda params, frames: encode(nnx.merge(graph, params), frames))(
-        params, batch.frames
+        params, batch.cells.frames
     )
     sums = np.zeros(len(KINDS))
     groups = [
@@ -177,7 +200,33 @@ def test_the_packed_loss_is_that_of_whole_prompts(found, kind):
         else:
             assert np.isnan(parts[f"{name}/nll"])
     total = sum(shares[name] * sums[i] for i, name in enumerate(KINDS))
+    dense, _ = sft.cells_loss(pupil.head, features, batch.cells)
+    total += shares["cells"] * dense
     np.testing.assert_allclose(value, total, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["step", "clip"])
+def test_dense_labels_stand_at_the_tokens_of_an_objects_cell(found, kind):
+    """By the tokens' height and width positions, which the processor gave them."""
+    make = teacher(found, *only(kind))
+    about = make._steps if kind == "step" else functools.partial(make._clips, kind)
+    clips, lessons = about(np.random.default_rng(0), 7, ["full"])
+    batch = make._batch(clips, lessons, (), make.config["lengths"][kind])
+    composer = Composer(found.processor)
+    pieces = [batch.window] if batch.observation is None else [batch.window, batch.observation]
+    shown = np.concatenate([part.visual[:, 0] for part in pieces], 1)
+    places = np.concatenate([part.positions[1:, :, 0] for part in pieces], 2)
+    for b, clip in enumerate(clips):
+        views = [lessons[b].window, lessons[b].observation]
+        patches = [patch for view in views if view for patch in composer.patches(view)]
+        rows, columns = places[:, b][:, shown[b] >= 0].reshape(2, -1, 16)
+        seen = batch.cells.labels[shown[b][shown[b] >= 0]].reshape(-1, 16, len(sft.LABELS))
+        truth = cell_labels(clip.scene)
+        for patch, (before, t) in enumerate(patches):
+            at = rows[patch] - rows[patch].min(), columns[patch] - columns[patch].min()
+            for i, name in enumerate(sft.LABELS):
+                wanted = truth[name][t][at] if t == before + 1 else -1
+                np.testing.assert_array_equal(seen[patch, :, i], wanted)
 
 
 def test_the_layout_is_that_of_the_processor(found):

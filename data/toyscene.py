@@ -23,15 +23,12 @@ SHAPES = ("ring", "square", "triangle", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*WAYS, "still", "grow", "shrink")
-EVENTS = ("vanish", "jump", "reverse", "recolor", "stop", "split", "morph")
-VERBS = dict(
-    zip(
-        EVENTS,
-        ("vanishes", "jumps", "turns back", "turns", "stops", "splits", "becomes"),
-        strict=True,
-    )
-)
+VERBS = {
+    "vanish": "vanishes", "jump": "jumps", "reverse": "turns back", "recolor": "turns",
+    "stop": "stops", "split": "splits", "morph": "becomes",
+}  # fmt: skip
 """How `actions` tells of each event."""
+EVENTS = tuple(VERBS)
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ class Teacher:
             events = [event.step for event in clip.scene.events]
             if events:
                 steps[: each // 2] = events[0]
-            labels += [_labels(clip, [(t - 1, t) for t in steps])]
+            labels.append(_labels(clip, [(t - 1, t) for t in steps]))
             for t in steps:
                 shown += [clip.frames[t - 1], clip.frames[t]]
         pixels = np.stack(shown)
@@ -214,13 +214,13 @@ class Teacher:
     def _seen(self, frames: np.ndarray, labels: np.ndarray) -> tuple[Cells, np.ndarray]:
         """Frames [2 F, height, width, 3] as F temporal patches, and the output row of each cell.
 
-        `labels` [F * cells, labels] are those of cells in order.
+        `labels` are those of cells in order, LABELS along the last axis.
         """
         vision, settings = self.processor.config.vision, self.processor.settings
         patches, thw = patchify(frames, vision, settings.mean, settings.std)
         shown, index = lay_out(patches, np.array([thw]), vision)
         rows = np.full((shown.valid.size // vision.merge**2, len(LABELS)), -1, np.int32)
-        rows[index] = labels
+        rows[index] = labels.reshape(-1, len(LABELS))
         return Cells(shown, rows), index
 
     def _batch(
@@ -246,8 +246,8 @@ class Teacher:
         shown[::2] = map(as_filmed, shown[::2])  # so that a file looks no stranger than an array
         labels = np.full((len(clips), most, _CELLS, len(LABELS)), -1)
         for own, clip, view in zip(labels, clips, views, strict=True):
-            own[: len(view)] = _labels(clip, view).reshape(len(view), _CELLS, -1)
-        cells, index = self._seen(np.concatenate(shown), labels.reshape(-1, len(LABELS)))
+            own[: len(view)] = _labels(clip, view)
+        cells, index = self._seen(np.concatenate(shown), labels)
         rows = index.reshape(len(lessons), most, -1, 1)
         side = SIZE // self.processor.config.vision.patch
         found = [
@@ -352,12 +352,14 @@ def _pairs(composer: Composer, places: tuple[int, ...]) -> list[tuple[int, ...]]
     return composer.patches(places) if places else []
 
 
-def _labels(clip: ToyClip, view: Sequence[tuple[int, int]]) -> Int[np.ndarray, "cells labels"]:
-    """Dense labels of a view's patches, one after another; -1 where frames are no neighbours."""
+def _labels(
+    clip: ToyClip, view: Sequence[tuple[int, int]]
+) -> Int[np.ndarray, "patches cells labels"]:
+    """Dense labels of a view's patches; -1 where frames are no neighbours."""
     pairs, found = np.array(view), cell_labels(clip.scene)
     labels = np.stack([found[name][pairs[:, 1]] for name in LABELS], -1)
     labels[pairs[:, 0] + 1 != pairs[:, 1]] = -1
-    return labels.reshape(-1, len(LABELS))
+    return labels.reshape(len(view), _CELLS, -1)
 
 
 def _placed(tokens: Tokens, rows: np.ndarray) -> Tokens:
@@ -390,8 +392,8 @@ def loss(
 ) -> tuple[Float[Array, ""], Parts]:
     """The loss of a batch and its parts.
 
-    `shares` weighs the kinds of answers; `unroll` puts layers in line, unless `remat` recomputes
-    the activations of each in the backward pass.
+    `shares` weighs the kinds of answers and, in lessons, cells; `unroll` puts layers in line,
+    unless `remat` recomputes the activations of each in the backward pass.
     """
     model = pupil.model.unstacked() if unroll and not remat else pupil.model
     if isinstance(batch, Cells):

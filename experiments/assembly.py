@@ -27,12 +27,18 @@ from vlm.text import Decoder
 OFF = plain(scale(ConfigDict()))
 """Options of scale at values that change nothing."""
 DTYPES = ("float32", "bfloat16")
+PRECISIONS = ("default", "BF16_BF16_F32")
 
 
 def check(config: dict[str, Any]) -> None:
     """Raises UsageError where an option of scale makes no sense."""
     for key, right, why in (
         ("compute_dtype", config["compute_dtype"] in DTYPES, f"choose from {', '.join(DTYPES)}"),
+        (
+            "matmul_precision",
+            config["matmul_precision"] in PRECISIONS,
+            f"choose from {', '.join(PRECISIONS)}",
+        ),
         ("lora_rank", config["lora_rank"] >= 0, "it must be positive, or 0 for no adapters"),
         ("lora_alpha", config["lora_alpha"] > 0, "it must be positive"),
         ("ema_decay", 0 <= config["ema_decay"] < 1, "it must be at least 0 and less than 1"),

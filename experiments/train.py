@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
     """Trains to config["steps"] and exports the model; 0, or 1 where it had to stop before."""
+    import jax
+
     import vlm
     from experiments import hosts, step
     from experiments.checkpoint import Checkpoints
@@ -72,6 +74,7 @@ def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
     with (
         Checkpoints(out / "checkpoints", **keeping) as checkpoints,
         closing(recipe),
+        jax.default_matmul_precision(config["matmul_precision"]),
         _told() as told,
     ):
         # 2. where it stands

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 from jaxtyping import Array, Bool, Float, Int
 
+from vlm.layers import factors
+
 BACKENDS = ("auto", "xla", "cudnn", "splash")
 SCORE_BYTES = 2**28
 """Largest float32 score matrix that XLA forms at once; a longer chunk runs in blocks of queries."""
@@ -235,8 +237,23 @@ def _joint(q, k, v, valid, prefix, start):
     return mixed.astype(q.dtype).reshape(q.shape)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dot(spec: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+    """A product in float32; what comes back meets the factors in their own dtype."""
+    return jnp.einsum(spec, *factors(a, b), preferred_element_type=jnp.float32)
+
+
+def _kept(spec, a, b):
+    return _dot(spec, a, b), (a, b)
+
+
+def _gradients(spec, kept, g):
+    rounded = factors(*kept)
+    back = jax.vjp(functools.partial(jnp.einsum, spec), *rounded)[1](g.astype(rounded[0].dtype))
+    return tuple(own.astype(factor.dtype) for own, factor in zip(back, kept, strict=True))
+
+
+_dot.defvjp(_kept, _gradients)
 
 
 def _block(q_shape: tuple[int, ...], slots: int) -> int:

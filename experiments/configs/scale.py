@@ -12,6 +12,7 @@ def scale(config: ConfigDict) -> ConfigDict:
     config.unroll = True  # layers in line, but for remat: faster where they are few
     config.remat = False  # recompute activations in the backward pass, to save memory
     config.compute_dtype = "float32"  # or bfloat16; what is trained is kept in float32
+    config.matmul_precision = "default"  # JAX's; BF16_BF16_F32 rounds the factors of products
     config.freeze_tower = False  # the vision tower, its merger included, stays as it is
     config.lora_rank = 0  # of adapters of the decoder's projections, trained alone; 0: none
     config.lora_alpha = 32.0  # what adapters add is multiplied by lora_alpha / lora_rank

@@ -250,6 +250,7 @@ def test_recomputing_activations_changes_no_gradient():
         ("lora_alpha=0", "lora_alpha is 0.0; it must be positive"),
         ("ema_decay=1", "ema_decay is 1.0; it must be at least 0 and less than 1"),
         ("compute_dtype=float8", "compute_dtype is 'float8'; choose from float32, bfloat16"),
+        ("matmul_precision=int8", "choose from default, BF16_BF16_F32"),
         ("best=eval/reward", "best is 'eval/reward'; set eval_every"),
     ],
 )

@@ -205,12 +205,61 @@ def test_bfloat16_equals_float32_attention_of_the_same_values(case):
     np.testing.assert_allclose(np.asarray(out, np.float32), plain(**half), atol=0.02)
 
 
+def products(f, *arguments):
+    """Dtypes of what goes into each matrix product of the program, and of what comes out."""
+    found = []
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                found.append([str(x.aval.dtype) for x in (*equation.invars, *equation.outvars)])
+            for part in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "jaxpr")):
+                if hasattr(part, "jaxpr"):
+                    walk(part.jaxpr)
+
+    walk(jax.make_jaxpr(f)(*arguments).jaxpr)
+    return found
+
+
+def total(case):
+    """The sum of an attention, and what it is differentiated by."""
+    prefix = case["prefix"]
+
+    def f(q, k, v, pk, pv):
+        seen = (pk, pv, prefix[2])
+        return jnp.sum(attend(q, k, v, case["valid"], seen, start=1).astype(jnp.float32))
+
+    return f, (case["q"], case["k"], case["v"], *prefix[:2])
+
+
 def test_scores_and_softmax_are_float32_in_the_program(case):
-    jaxpr = jax.make_jaxpr(functools.partial(attend, start=1))(**halved(case | {"start": 1}))
-    exps = [e for e in jaxpr.jaxpr.eqns if e.primitive.name in ("exp", "exp2")]
-    dots = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "dot_general"]
+    f, arguments = total(halved(case | {"start": 1}))
+    exps = [
+        equation
+        for equation in jax.make_jaxpr(f)(*arguments).jaxpr.eqns
+        if equation.primitive.name in ("exp", "exp2")
+    ]
     assert exps and all(e.outvars[0].aval.dtype == jnp.float32 for e in exps)
-    assert len(dots) == 4 and all(e.outvars[0].aval.dtype == jnp.float32 for e in dots)
+    assert products(f, *arguments) == 4 * [["bfloat16", "bfloat16", "float32"]]
+
+
+def test_factors_are_bfloat16_in_the_gradient_too(case):
+    """Of a float32 factor and a bfloat16 one, XLA would widen the second and multiply slowly."""
+    f, arguments = total(halved(case | {"start": 1}))
+    found = products(jax.grad(f, argnums=range(5)), *arguments)
+    assert len(found) >= 12 and all(own[:2] == ["bfloat16", "bfloat16"] for own in found)
+
+
+def test_at_reduced_precision_factors_are_rounded_and_all_else_is_float32(case):
+    f, arguments = total(case)
+    exact = jax.grad(f, argnums=range(5))(*arguments)
+    with jax.default_matmul_precision("BF16_BF16_F32"):
+        found = products(jax.grad(f, argnums=range(5)), *arguments)
+        rounded = jax.grad(f, argnums=range(5))(*arguments)
+    assert len(found) >= 12 and all(own[:2] == ["bfloat16", "bfloat16"] for own in found)
+    for a, b in zip(exact, rounded, strict=True):
+        assert b.dtype == jnp.float32
+        assert 0 < jnp.linalg.norm(a - b) < 0.02 * jnp.linalg.norm(a)
 
 
 # In blocks of queries.

@@ -23,9 +23,12 @@ QWEN3 = dataclasses.replace(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [(None, 2e-6), ("BF16_BF16_F32", 0.1)])
 @pytest.mark.parametrize("outputs", [3, 9])  # narrower and wider than what comes in
 @pytest.mark.parametrize("rows", [(), (4,), (2, 3, 4)])
-def test_a_dense_layer_and_its_gradient_are_those_of_a_plain_product(rows, outputs):
+def test_a_dense_layer_and_its_gradient_are_those_of_a_plain_product(
+    rows, outputs, precision, tolerance
+):
     layer = linear(5, outputs, bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
     graph, params = nnx.split(layer)
     rng = np.random.default_rng(0)
@@ -39,9 +42,11 @@ def test_a_dense_layer_and_its_gradient_are_those_of_a_plain_product(rows, outpu
     def plain(params, x):
         return jnp.sum(weights * jnp.sin(jnp.einsum("...i,io->...o", x, params["kernel"][...])))
 
-    got = jax.value_and_grad(ours, argnums=(0, 1))(params, x)
+    with jax.default_matmul_precision(precision):
+        got = jax.value_and_grad(ours, argnums=(0, 1))(params, x)
     wanted = jax.value_and_grad(plain, argnums=(0, 1))(params, x)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), got, wanted)
+    assert (float(got[0]) == float(wanted[0])) == (precision is None)
     assert np.abs(got[1][0]["kernel"][...]).max() > 0.1
 
 

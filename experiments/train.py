@@ -198,7 +198,7 @@ def _recipe(config: dict[str, Any], mesh: Mesh | None) -> tuple[VLM, Supervised 
     dtype = config["compute_dtype"] if config["lora_rank"] else "float32"
     try:
         if config["recipe"] == "sft":
-            from experiments import sft
+            from experiments import lessons, sft
 
             if config["warmup_steps"] and (config["freeze_tower"] or config["lora_rank"]):
                 raise UsageError(
@@ -210,7 +210,7 @@ def _recipe(config: dict[str, Any], mesh: Mesh | None) -> tuple[VLM, Supervised 
             found = vlm.load(config["model"], dtype=dtype, seed=seed, place=place)
             pupil = sft.Pupil(found.model, rngs=nnx.Rngs(config["seed"]))
             how = {name: config[name] for name in ("shares", "unroll", "remat")}
-            teacher = sft.Teacher(found.processor, config)
+            teacher = lessons.Teacher(found.processor, config)
             return found, Supervised(pupil, teacher, partial(sft.loss, **how), spread)
         if config["recipe"] == "rl":
             from experiments.method import Method

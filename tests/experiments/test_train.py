@@ -17,6 +17,7 @@ from data.toyscene import cell_labels
 from data.toytasks import KINDS
 from experiments import sft, train
 from experiments.arguments import UsageError, plain, read_config
+from experiments.lessons import LABELS, Cells, Teacher, _Line
 from experiments.prompts import Composer
 from vlm.logprobs import token_logprobs
 from vlm.model import Tokens, encode, prepare, run
@@ -44,7 +45,7 @@ def found(request):
 
 
 def teacher(found, *changes):
-    return sft.Teacher(found.processor, config(*changes, mode=found.name))
+    return Teacher(found.processor, config(*changes, mode=found.name))
 
 
 def test_a_batch_depends_on_seed_and_step_alone(found):
@@ -60,7 +61,7 @@ def test_a_batch_depends_on_seed_and_step_alone(found):
 
 def test_the_tower_is_warmed_up_before_lessons_begin(found):
     make = teacher(found)
-    assert [isinstance(make(step), sft.Cells) for step in range(3)] == [True, True, False]
+    assert [isinstance(make(step), Cells) for step in range(3)] == [True, True, False]
 
 
 @pytest.mark.parametrize("kind", ["step", "clip", "brief"])
@@ -107,7 +108,7 @@ def test_long_lines_go_into_long_rows_and_what_does_not_fit_is_left_out_or_an_er
     make = teacher(found)
 
     def line(length, kind="word"):
-        return sft._Line(kind, list(range(1, length + 1)), [length - 2], [length], [1.0])
+        return _Line(kind, list(range(1, length + 1)), [length - 2], [length], [1.0])
 
     lines = [[line(3), line(9), line(5)], [line(9), line(4), line(8)]]
     long, short = make._rows(lines, [0, 7], ((2, 5), (1, 10)))
@@ -138,7 +139,7 @@ def test_how_large_features_are_makes_no_difference_to_the_classifier_of_cells(f
     features = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     one, many = (sft.cells_loss(pupil.head, size * features, batch) for size in (1.0, 30.0))
     np.testing.assert_allclose(one[0], many[0], rtol=1e-4)
-    assert one[1].keys() == {f"cells/{name}" for name in sft.LABELS}
+    assert one[1].keys() == {f"cells/{name}" for name in LABELS}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -220,11 +221,11 @@ def test_dense_labels_stand_at_the_tokens_of_an_objects_cell(found, kind):
         views = [lessons[b].window, lessons[b].observation]
         patches = [patch for view in views if view for patch in composer.patches(view)]
         rows, columns = places[:, b][:, shown[b] >= 0].reshape(2, -1, 16)
-        seen = batch.cells.labels[shown[b][shown[b] >= 0]].reshape(-1, 16, len(sft.LABELS))
+        seen = batch.cells.labels[shown[b][shown[b] >= 0]].reshape(-1, 16, len(LABELS))
         truth = cell_labels(clip.scene)
         for patch, (before, t) in enumerate(patches):
             at = rows[patch] - rows[patch].min(), columns[patch] - columns[patch].min()
-            for i, name in enumerate(sft.LABELS):
+            for i, name in enumerate(LABELS):
                 wanted = truth[name][t][at] if t == before + 1 else -1
                 np.testing.assert_array_equal(seen[patch, :, i], wanted)
 
@@ -306,6 +307,20 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
     again = vlm.load(tmp_path / "whole" / "export", dtype="float32")
     assert again.trained and again.config == vlm.load("tiny", seed=0).config
+
+
+def test_the_loop_runs_at_the_precision_that_is_set(tmp_path, monkeypatch):
+    seen = []
+
+    def stopped(*_):
+        seen.append(jax.config.jax_default_matmul_precision)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_stream", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, "--config.matmul_precision=BF16_BF16_F32")
+    assert seen == ["BF16_BF16_F32"]
+    assert jax.config.jax_default_matmul_precision is None
 
 
 def test_a_trained_directory_is_gone_on_from(tmp_path):

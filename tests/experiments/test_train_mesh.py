@@ -18,6 +18,7 @@ from experiments.arguments import UsageError, plain, read_config
 from experiments.assembly import OFF
 from experiments.bench_score import Compilations
 from experiments.checkpoint import Checkpoints
+from experiments.lessons import Teacher
 from experiments.mesh import single
 from experiments.method import Method
 from experiments.rewards import Rewards
@@ -51,7 +52,7 @@ def taught(shape, changes=(), rule=SGD):
     assembly, state = step.start(module, rule, OFF | {"ema_decay": 0.5}, mesh.read_mesh(shape))
     loss = partial(sft.loss, shares=config["shares"])
     update = step.updater(assembly, rule, loss, decay=0.5)
-    return assembly, state, update, sft.Teacher(found.processor, config)
+    return assembly, state, update, Teacher(found.processor, config)
 
 
 class Layers(nnx.Module):

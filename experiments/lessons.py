@@ -20,9 +20,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from data import toytasks
+from data.toypictures import as_filmed
 from data.toyscene import CELL, COLOURS, EVENTS, FPS, MOTIONS, SHAPES, SIZE, cell_labels
 from data.toytasks import KINDS, Ask, Lesson
-from data.toyworld import BRIEF, as_filmed, make
+from data.toyworld import BRIEF, make
 from data.toyworld import Clip as ToyClip
 from experiments.prompts import EMPTY, Clip, Composer, Row, text_rows
 from surprise.hypotheses import Prompts

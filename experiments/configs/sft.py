@@ -25,7 +25,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.brief_clips = 20  # a batch of lessons about a few frames of a clip
     config.brief_frames = (4, 8)  # as many of them as one of these says
     config.drills = 6  # clips of which a batch of lessons has drills beside it
-    config.drill_steps = 1500  # lessons after which they are learned, and fewer keep them
+    config.drill_steps = 2500  # lessons after which they are learned, and fewer keep them
     config.drills_after = 2
     config.answer_tokens = 32
     # Of the pieces of a prompt in tokens, and of what is asked in (rows, tokens), short and long
@@ -54,6 +54,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.weight_decay = 0.0
     config.clip = 1.0
     scale(config)  # over a mesh a batch is split where its side divides; each device has the rest
+    config.matmul_precision = "BF16_BF16_F32"
     config.log_every = 10
     config.save_every = 200
     config.keep = 2  # checkpoints, the last ones

@@ -237,23 +237,25 @@ def _joint(q, k, v, valid, prefix, start):
     return mixed.astype(q.dtype).reshape(q.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dot(spec: str, a: Array, b: Array) -> Array:
-    """A product in float32; what comes back meets the factors in their own dtype."""
-    return jnp.einsum(spec, *factors(a, b), preferred_element_type=jnp.float32)
+    return _product(spec, *factors(a, b))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(spec: str, a: Array, b: Array) -> Array:
+    """In float32; what comes back meets the factors in their own dtype."""
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
 def _kept(spec, a, b):
-    return _dot(spec, a, b), (a, b)
+    return _product(spec, a, b), (a, b)
 
 
 def _gradients(spec, kept, g):
-    rounded = factors(*kept)
-    back = jax.vjp(functools.partial(jnp.einsum, spec), *rounded)[1](g.astype(rounded[0].dtype))
-    return tuple(own.astype(factor.dtype) for own, factor in zip(back, kept, strict=True))
+    return jax.vjp(functools.partial(jnp.einsum, spec), *kept)[1](g.astype(kept[0].dtype))
 
 
-_dot.defvjp(_kept, _gradients)
+_product.defvjp(_kept, _gradients)
 
 
 def _block(q_shape: tuple[int, ...], slots: int) -> int:

@@ -233,7 +233,7 @@ def total(case):
 
 
 def test_scores_and_softmax_are_float32_in_the_program(case):
-    f, arguments = total(halved(case | {"start": 1}))
+    f, arguments = total(halved(case))
     exps = [
         equation
         for equation in jax.make_jaxpr(f)(*arguments).jaxpr.eqns
@@ -245,7 +245,7 @@ def test_scores_and_softmax_are_float32_in_the_program(case):
 
 def test_factors_are_bfloat16_in_the_gradient_too(case):
     """Of a float32 factor and a bfloat16 one, XLA would widen the second and multiply slowly."""
-    f, arguments = total(halved(case | {"start": 1}))
+    f, arguments = total(halved(case))
     found = products(jax.grad(f, argnums=range(5)), *arguments)
     assert len(found) >= 12 and all(own[:2] == ["bfloat16", "bfloat16"] for own in found)
 

@@ -194,13 +194,13 @@ def cell_labels(scene: Scene, cell: int = CELL) -> dict[str, Int[np.ndarray, "K 
     colour and shape: 0 none, else place in COLOURS or SHAPES plus one; motion: 0 none, else place
     in MOTIONS plus one, after the way from t - 1 to t; change: 0 none, else place in EVENTS plus
     one for vanish, jump, recolor, split and morph between t - 1 and t, where the object is, or
-    would be; x and y: 0 none, else pixels from the cell's corner to the centre plus one. int64
-    [K, side, side].
+    would be; x and y: 0 none, else pixels from the cell's corner to the centre plus one; column and
+    row: 0 none, else the cell's own plus one. int64 [K, side, side].
     """
     side = SIZE // cell
     labels = {
         name: np.zeros((scene.steps, side, side), np.int64)
-        for name in ("colour", "shape", "motion", "change", "x", "y")
+        for name in ("colour", "shape", "motion", "change", "x", "y", "column", "row")
     }
     done = actions(scene)
     for i in range(scene.objects):
@@ -210,6 +210,7 @@ def cell_labels(scene: Scene, cell: int = CELL) -> dict[str, Int[np.ndarray, "K 
                 labels["colour"][t, y, x] = scene.colour[i, t] + 1
                 labels["shape"][t, y, x] = scene.shape[i, t] + 1
                 labels["x"][t, y, x], labels["y"][t, y, x] = scene.centre[i, t] % cell + 1
+                labels["column"][t, y, x], labels["row"][t, y, x] = x + 1, y + 1
             if t == 0:
                 continue
             labels["change"][t, y, x] = _CHANGES.get(verb(done[i][t]), 0)

@@ -40,6 +40,8 @@ LABELS = {
     "change": len(EVENTS) + 1,
     "x": CELL + 1,
     "y": CELL + 1,
+    "column": SIZE // CELL + 1,
+    "row": SIZE // CELL + 1,
 }
 """Classes of each dense label of a cell (`data.toyscene.cell_labels`)."""
 _CELLS = (SIZE // CELL) ** 2

@@ -263,6 +263,9 @@ def test_dense_labels():
     assert (labels["x"][0, y // 16, x // 16], labels["y"][0, y // 16, x // 16]) == (
         x % 16 + 1, y % 16 + 1,
     )  # fmt: skip
+    assert (labels["column"][0, y // 16, x // 16], labels["row"][0, y // 16, x // 16]) == (
+        x // 16 + 1, y // 16 + 1,
+    )  # fmt: skip
     shown = [(labels["colour"][t] > 0).sum() for t in range(16)]
     assert max(shown) <= scene.objects and shown[-1] <= scene.objects - 1
 

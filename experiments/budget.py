@@ -1,7 +1,8 @@
 """A frame budget spent by a score: which frames of a clip a question about a brief event is given.
 
 The selector of each score (how its values become frames) is chosen on validation clips by how often
-a frame of the event is among the chosen; the model answers on test clips only.
+a frame of the event is among the chosen, of equals by how many of its frames are; the model answers
+on test clips only.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from surprise.localisation import Estimate, bootstrap, paired
 
 Select = Callable[[np.ndarray, int, int], np.ndarray]
 """(scores of K frames, budget, seed) -> frame numbers, rising."""
+Worth = tuple[float, float]
+"""Of a way to choose frames, means over clips: whether the event is shown, and its share shown."""
 
 
 def _drawn(scores: np.ndarray, budget: int, seed: int, *, method: str, tau: float) -> np.ndarray:
@@ -113,21 +116,27 @@ def _numbers(frames: np.ndarray) -> tuple[int, ...]:
     return tuple(int(frame) for frame in frames)
 
 
+def _worth(select: Callable[[int, Exam], np.ndarray], known: Sequence[tuple[int, Exam]]) -> Worth:
+    """Of the frames that `select` chooses of each clip."""
+    shown = np.array([exam.shown(select(c, exam)) for c, exam in known])
+    return float((shown > 0).mean()), float(shown.mean())
+
+
 def _best_selector(
     scores: np.ndarray, known: Sequence[tuple[int, Exam]], budget: int
-) -> tuple[str, float]:
-    """The selector that shows the event in most validation clips, ties to the first; the share."""
-    shares = {
-        name: float(np.mean([exam.seen(select(scores[c], budget, c)) for c, exam in known]))
+) -> tuple[str, Worth]:
+    """The selector that shows the most on validation clips, ties to the first; and its worth."""
+    worth = {
+        name: _worth(lambda c, _, select=select: select(scores[c], budget, c), known)
         for name, select in SELECTORS.items()
     }
-    best = max(shares, key=lambda name: shares[name])
-    return best, shares[best]
+    best = max(worth, key=lambda name: worth[name])
+    return best, worth[best]
 
 
 def _report(
     chosen: Mapping[str, Chosen],
-    ways: Mapping[tuple[str, int], tuple[str, float]],
+    ways: Mapping[tuple[str, int], tuple[str, Worth]],
     known: Sequence[tuple[int, Exam]],
     asked: Sequence[tuple[int, Exam]],
     frames: Mapping[tuple[str, int], Sequence[tuple[int, ...]]],
@@ -149,8 +158,8 @@ def _report(
             }
         )
         if name in chosen:
-            selector, share = ways[name, budget]
-            row |= {"selector": selector, "validation": share, "tried": len(SELECTORS)}
+            selector, (seen, _) = ways[name, budget]
+            row |= {"selector": selector, "validation": seen, "tried": len(SELECTORS)}
             row["settings"] = told(chosen[name].candidate)
         table.append(row)
     for budget in budgets:
@@ -179,19 +188,17 @@ def _report(
 def _best(
     group: str,
     chosen: Mapping[str, Chosen],
-    ways: Mapping[tuple[str, int], tuple[str, float]],
+    ways: Mapping[tuple[str, int], tuple[str, Worth]],
     known: Sequence[tuple[int, Exam]],
     budget: int,
 ) -> str:
-    """The way of a group that showed the event in most validation clips; k-means is of pixels."""
-    shares = {
+    """The way of a group that showed the most on validation clips; k-means is of pixels."""
+    worth = {
         family: ways[family, budget][1]
         for family, one in chosen.items()
         if one.candidate.group == group
     }
     if group == "pixels":
         kmeans = _WITHOUT_SCORES["k-means"]
-        shares["k-means"] = float(
-            np.mean([exam.seen(kmeans(exam, budget, c)) for c, exam in known])
-        )
-    return max(shares, key=lambda family: shares[family])
+        worth["k-means"] = _worth(lambda c, exam: kmeans(exam, budget, c), known)
+    return max(worth, key=lambda family: worth[family])

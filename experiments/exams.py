@@ -44,9 +44,13 @@ class Exam:
         first, last = self.clip.scene.events
         return range(first.step, last.step)
 
+    def shown(self, frames: Sequence[int] | np.ndarray) -> float:
+        """The share of the frames that show what the question is about that are among `frames`."""
+        return float(np.isin(self.moment, frames).mean())
+
     def seen(self, frames: Sequence[int] | np.ndarray) -> bool:
         """Whether one of the frames shows what the question is about."""
-        return any(int(frame) in self.moment for frame in frames)
+        return self.shown(frames) > 0
 
 
 def of_moments(clips: Sequence[Clip], *, seed: int) -> list[Exam | None]:

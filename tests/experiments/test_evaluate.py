@@ -458,9 +458,15 @@ def test_only_frames_of_the_moment_answer_the_question():
 
 def test_a_selector_is_chosen_by_what_it_shows():
     [exam] = exams.of_moments([make(0, level="brief", kinds=("recolor",))], seed=0)
+    first, *_, last = exam.moment
     scores = np.zeros((1, 32))
-    scores[0, exam.moment[0]] = 1.0
-    assert budget._best_selector(scores, [(0, exam)], 1) == ("softmax, tau 0.3", 1.0)
+    scores[0, first] = 1.0
+    share = 1 / len(exam.moment)
+    assert budget._best_selector(scores, [(0, exam)], 1) == ("softmax, tau 0.3", (1.0, share))
+    # All show it; the peak's neighbours show more of it than its end, which stands out as well.
+    scores[0, last + 1] = 0.9
+    selector, worth = budget._best_selector(scores, [(0, exam)], 4)
+    assert selector == "peaks" and worth == (1.0, exam.shown([first, first + 1]))
 
 
 def test_settings_are_chosen_by_validation_alone():

@@ -41,6 +41,8 @@ _BOUNCE_SHARE = 0.2  # of the other steps: to expect one takes a look at where t
 _ODD_FUTURES = 0.1
 _DRILLED = 5  # letters asked for in a drill
 _LOOKUPS = 0.3  # share of questions by letter that the text answers: how letters are read
+_WEIGHTS = {"side": 4.0, "first": 4.0, "new_colour": 4.0, "what": 2.0, "which": 2.0}
+"""Of the answers to questions that few clips can be asked or that are hard; of others, 1."""
 _SHOWN = 0.85  # of brief clips, whose few frames show the moment; of the rest, some do by chance
 _OF_A_FRAME = ("colour", "shape", "count")
 _ANSWERABLE = (*_OF_A_FRAME, "brief_colour", "brief_shape", "brief_vanish", "brief_split")
@@ -294,9 +296,10 @@ def _questions(
     both.sort(key=lambda ask: not ask[0].task.startswith("brief"))
     asks = []
     for example, by_letter in both[:number]:
-        by = "letter" if by_letter else "word"
+        by, weight = "letter" if by_letter else "word", _WEIGHTS.get(example.task, 1.0)
         if by_letter and rng.random() < _LOOKUPS:
             example = example.replace(question=f"Which one is {answer_text(example)}?")
+            weight = 1.0
         text, answer = prompt(example, by=by)
-        asks.append(Ask(by, text, ((answer, 1.0),)))
+        asks.append(Ask(by, text, ((answer, weight),)))
     return tuple(asks)

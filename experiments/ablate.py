@@ -20,7 +20,7 @@ from experiments.outputs import take, write
 log = logging.getLogger(__name__)
 
 _FIGURES = "figures.json"
-_SOURCES = ("exam", "eval", "train")
+_SOURCES = ("exam", "eval", "train", "rise")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,7 +70,7 @@ def _read(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, 
         raise UsageError(f"--config.control is {config['control']!r}; choose from {names}")
     if wrong := [name for name in config["figures"] if name.partition("/")[0] not in _SOURCES]:
         raise UsageError(
-            f"--config.figures has {wrong[0]!r}; write exam/NAME, eval/NAME or train/NAME"
+            f"--config.figures has {wrong[0]!r}; write SOURCE/NAME, of {', '.join(_SOURCES)}"
         )
     rows = {name: _configured(row, config["shared"]) for name, row in config["rows"].items()}
     for name, row in rows.items():
@@ -90,19 +90,14 @@ def _configured(words: str, shared: str = "") -> dict[str, Any]:
 def _trained(config: dict[str, Any], exam: dict[str, Any] | None, folder: Path) -> bool:
     """Trains and examines one run and keeps its figures; False where it was told to stop.
 
-    train/NAME is a mean over all steps, eval/NAME what the last evaluation found, exam/NAME what
-    `saccade evaluate` finds.
+    exam/NAME is what `saccade evaluate` finds; for others see `_summary`.
     """
     from experiments import evaluate, train
 
     if train.run(config, folder):
         return False
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    figures = {}
-    for name in dict.fromkeys(name for line in lines for name in line):
-        values = [line[name] for line in lines if name in line]
-        last = name.startswith("eval/")
-        figures[name if last else f"train/{name}"] = values[-1] if last else float(np.mean(values))
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    figures = _summary([json.loads(line) for line in lines])
     if exam is not None:
         model = str(folder / "export")
         evaluate.run(model, folder / "exam", exam, command=f"saccade evaluate --model={model}")
@@ -110,6 +105,22 @@ def _trained(config: dict[str, Any], exam: dict[str, Any] | None, folder: Path) 
         figures |= {f"exam/{name}": value for name, value in results["figures"].items()}
     write(folder / _FIGURES, json.dumps(figures, indent=2) + "\n")
     return True
+
+
+def _summary(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of the metrics of a run, step by step: train/NAME, the mean over all steps; rise/NAME, that
+    over the last fifth of them less that over the first; and eval/NAME, the last.
+    """
+    figures = {}
+    for name in dict.fromkeys(name for line in lines for name in line):
+        values = [line[name] for line in lines if name in line]
+        if name.startswith("eval/"):
+            figures[name] = values[-1]
+            continue
+        fifth = -(-len(values) // 5)
+        figures[f"train/{name}"] = float(np.mean(values))
+        figures[f"rise/{name}"] = float(np.mean(values[-fifth:]) - np.mean(values[:fifth]))
+    return figures
 
 
 def _report(

@@ -49,7 +49,8 @@ class Toy:
     """Clips made on the spot, one question about each.
 
     `config`: level of the clips; tasks, the kinds of questions, all where none is named, or
-    "caption"; routed, only questions whose route is known; batch, seed.
+    "caption"; routed, only questions whose route is known; batch, seed; clips, how many there are
+    to train on, in whole batches, before the first comes again, 0 for ever new ones.
     """
 
     def __init__(self, config: dict[str, Any]):
@@ -66,6 +67,8 @@ class Toy:
     def __call__(self, number: int, *, split: str = "train") -> list[Example]:
         """This process's share of batch `number`."""
         config = self.config
+        if split == "train" and config["clips"]:
+            number %= -(-config["clips"] // config["batch"])
         rng = np.random.default_rng([config["seed"], 3, number])
         tasks = config["tasks"] or TASKS
         examples: list[Example] = []

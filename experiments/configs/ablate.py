@@ -17,20 +17,26 @@ _RULES = {
     for pairing in ("mean", "paired")
 }
 """CRPO by who is compared with whom, whether by the std, and how answers are paired."""
+_MODES = ("crpo", "strive", "spike_rl", "methods")
+_METHODS = (
+    *("grpo", "dr_grpo", "dapo", "gspo", "t_grpo", "arrow_rl"),
+    *("share_grpo", "strive", "crpo", "spike_rl"),
+)
 
 
 def get_config(arg: str = "crpo") -> ConfigDict:
     """`:crpo`, in all its forms, beside GRPO with twice the answers, T-GRPO and ArrowRL; `:strive`,
-    beside GRPO; `:spike_rl`, beside the model that it starts from.
+    beside GRPO; `:spike_rl`, beside the model that it starts from; `:methods`, each as it is.
     """
-    if arg not in ("crpo", "strive", "spike_rl"):
-        raise ValueError(f"ablate.py has no mode {arg!r}; choose from crpo, strive, spike_rl")
+    if arg not in _MODES:
+        raise ValueError(f"ablate.py has no mode {arg!r}; choose from {', '.join(_MODES)}")
     config = ConfigDict()
     config.seeds = 5
-    config.shared = "steps=60"  # changes to every row; its own come after them
+    config.shared = "steps=60 clips=0"  # changes to every row; its own come after them
     none = "full_validation=0 full_test=0 easy_test=0 brief_test=0 gate_windows=0 gate_clips=0"
     config.exam = f"evaluate.py:toy {none}"  # what comes of a run is put to; "": nothing
-    # Shown and compared: train/NAME, a mean over all steps; eval/NAME, the last; exam/NAME.
+    # Shown and compared: train/NAME, a mean over all steps; rise/NAME, from the first fifth of them
+    # to the last; eval/NAME, the last; exam/NAME.
     if arg == "crpo":
         # 8 answers to a question, whoever gives them.
         config.rows = ConfigDict(
@@ -46,7 +52,8 @@ def get_config(arg: str = "crpo") -> ConfigDict:
         config.figures = ("exam/p_acc", "exam/i_acc", "exam/static_acc", "exam/agreement",
                           "train/frac_reward_zero_std")  # fmt: skip
     elif arg == "strive":
-        same = "level=brief frames=8 prompt_tokens=160"
+        brief = "brief_colour,brief_shape,brief_split,brief_vanish"
+        same = f"level=brief tasks={brief} frames=8 prompt_tokens=160"
         config.rows = ConfigDict(
             {
                 "start": f"grpo.py:tiny {same} learning_rate=0 steps=1",
@@ -57,8 +64,15 @@ def get_config(arg: str = "crpo") -> ConfigDict:
         config.control = "grpo"
         config.figures = ("exam/brief_acc", "exam/i_acc", "train/frac_reward_zero_std",
                           "train/reward_std", "train/grad_norm")  # fmt: skip
+    elif arg == "methods":
+        config.seeds = 2
+        config.shared = ""
+        config.exam = ""
+        config.rows = ConfigDict({method: f"{method}.py:tiny" for method in _METHODS})
+        config.control = "grpo"
+        config.figures = ("rise/reward", "train/reward", "rise/frac_reward_zero_std")
     else:
-        config.shared = "steps=60 eval_every=60 eval_batches=64"
+        config.shared = "steps=60 clips=0 eval_every=60 eval_batches=64"
         config.exam = (
             "evaluate.py:toy full_validation=60 full_test=200 easy_test=0 brief_test=0 pairs=0 "
             "gate_windows=0 gate_clips=120"

@@ -27,7 +27,9 @@ def base(arg: str) -> ConfigDict:
     config.validation = ""  # the same, for evaluations
     config.roots = ()  # folders of the videos, where they are not the annotations' own
     config.level = "full"  # of toy clips
-    config.tasks = ()  # asked about, all where none is named; or "caption"
+    config.clips = 64  # distinct toy clips to train on; 0: ever new ones
+    # Asked about, all where none is named; or "caption". These the bundled model knows least.
+    config.tasks = ("first", "new_colour", "side", "what", "which")
     config.routed = False  # only what has a route; to a file's items rules give one
     config.frames = 16  # shown of a video, evenly spaced; 0: all of a toy clip
     config.video_pixels = 0  # most of a frame (Qwen3-VL: of a clip); 0: as the model's files say
@@ -99,6 +101,7 @@ def base(arg: str) -> ConfigDict:
     if arg == "videos":
         config.steps, config.save_every = 1000, 50
         config.dataset = "manifest"
+        config.tasks = ()
         config.video_pixels = 128 * 28 * 28
         config.prompt_tokens, config.max_completion_length = 1024, 64
         config.answer_by = "letter"

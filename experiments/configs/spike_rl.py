@@ -13,12 +13,13 @@ def get_config(arg: str = ""):
     config = base(arg)
     config.steps = 60
     config.batch = 1
+    config.clips = 8
     config.tasks = ("caption",)
     config.views = "steps"
     config.num_generations = 4  # trajectories; the paper has 3
     config.surprise = ConfigDict(
         {"schedule": "fixed", "steps": 16, "window": 4, "observation": "pair", "history": "none",
-         "hypotheses": 3, "posterior": "nll", "score": "kl", "budget": 8}
+         "hypotheses": 3, "posterior": "nll", "score": "kl", "budget": 4}
     )  # fmt: skip
     config.train_from = 4  # steps before have shorter windows
     config.max_completion_length = 24  # of a hypothesis

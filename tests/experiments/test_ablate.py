@@ -35,6 +35,21 @@ def test_every_mode_is_of_runs_at_equal_answers(mode):
     assert len({count for name, count in asked.items() if name not in ("start", "spike")}) == 1
 
 
+def test_methods_are_run_as_they_are():
+    rows, exam = ablate._read(plain(read_config("ablate.py:methods")))
+    assert exam is None and len(rows) == 10
+    for name, row in rows.items():
+        assert row == plain(read_config(f"{name}.py:tiny"))
+
+
+def test_metrics_are_summed_up_over_all_steps_and_between_the_ends():
+    lines = [{"step": n, "reward": n / 10} for n in range(1, 11)]
+    lines[4]["eval/reward"], lines[9]["eval/reward"] = 0.1, 0.4
+    found = ablate._summary(lines)
+    assert found["eval/reward"] == 0.4 and found["train/reward"] == pytest.approx(0.55)
+    assert found["rise/reward"] == pytest.approx(0.95 - 0.15)
+
+
 def test_a_row_has_the_shared_changes_and_its_own_after_them():
     rows, _ = ablate._read(_config(shared="steps=7 batch=4"))
     assert [(row["steps"], row["batch"]) for row in rows.values()] == [(2, 4), (7, 4)]
@@ -46,7 +61,7 @@ def test_a_row_has_the_shared_changes_and_its_own_after_them():
     [
         ({"seeds": 1}, "seeds is 1"),
         ({"control": "grop"}, "control is 'grop'; choose from one, two"),
-        ({"figures": ["p_acc"]}, "'p_acc'; write exam/NAME"),
+        ({"figures": ["p_acc"]}, "'p_acc'; write SOURCE/NAME, of exam, eval"),
         ({"rows": {"one": "evaluate.py:toy"}, "shared": ""}, "rows.one: that is no configuration"),
         ({"rows": {"one": "grpo.py:tiny stpes=2"}}, "stpes: no such key; did you mean steps"),
         ({"rows": {"one": "grpo.py processes=2"}}, "processes is not 1"),

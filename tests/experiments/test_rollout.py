@@ -32,6 +32,19 @@ def test_a_batch_is_a_function_of_seed_and_number(found):
         assert not np.array_equal(one.frames.patches, other.frames.patches)
 
 
+def test_toy_clips_come_again_after_as_many_as_there_are():
+    """In whole batches, of those to train on alone."""
+
+    def ids(clips, number, **options):
+        config = pupil.config("grpo", f"--config.clips={clips}", "--config.batch=4")
+        return [example.id for example in tasks.Toy(config)(number, **options)]
+
+    batches = [ids(7, number) for number in range(4)]
+    assert batches[:2] == batches[2:] and not {*batches[0]} & {*batches[1]}
+    assert ids(0, 0) == batches[0] and ids(0, 2) != batches[0]
+    assert ids(7, 0, split="validation") != ids(7, 2, split="validation")
+
+
 def test_branches_ask_the_same_of_an_altered_video():
     config, found = examples("crpo")
     for example in found:

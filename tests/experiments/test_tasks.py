@@ -29,7 +29,8 @@ def folder(tmp_path_factory):
 
 
 def config(folder, *changes, method="grpo"):
-    own = [f"--config.annotations={folder / 'manifest.jsonl'}", "--config.dataset=manifest"]
+    file = f"--config.annotations={folder / 'manifest.jsonl'}"
+    own = ["--config.dataset=manifest", file, "--config.tasks="]
     return pupil.config(method, *own, *changes)
 
 
@@ -91,7 +92,8 @@ def test_prompts_are_made_of_files(folder, found):
         collector.source.close()
         assert {len(view.frames) for views in batch.views for view in views.all} == {4}
         assert batch.trained.ids.shape[:2] == (4, 2)
-    collector = Trajectories(found, config(folder, "--config.surprise.steps=6", method="spike_rl"))
+    changes = ("--config.surprise.steps=6", "--config.tasks=caption")
+    collector = Trajectories(found, config(folder, *changes, method="spike_rl"))
     _, examples = collector.prompts(0)
     collector.source.close()
     for example in examples:

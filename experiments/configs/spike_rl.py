@@ -32,6 +32,7 @@ def get_config(arg: str = ""):
     config.advantage_eps = 1e-6
     config.beta = 0.1
     if arg == "videos":
+        config.surprise.budget = 8
         config.max_completion_length, config.caption_tokens = 48, 128
         config.rewards = ("rouge",)
     return config

@@ -116,9 +116,9 @@ def _numbers(frames: np.ndarray) -> tuple[int, ...]:
     return tuple(int(frame) for frame in frames)
 
 
-def _worth(select: Callable[[int, Exam], np.ndarray], known: Sequence[tuple[int, Exam]]) -> Worth:
-    """Of the frames that `select` chooses of each clip."""
-    shown = np.array([exam.shown(select(c, exam)) for c, exam in known])
+def _worth(known: Sequence[tuple[int, Exam]], frames: Sequence[np.ndarray]) -> Worth:
+    """Of the frames chosen of each clip."""
+    shown = np.array([exam.shown(one) for (_, exam), one in zip(known, frames, strict=True)])
     return float((shown > 0).mean()), float(shown.mean())
 
 
@@ -127,7 +127,7 @@ def _best_selector(
 ) -> tuple[str, Worth]:
     """The selector that shows the most on validation clips, ties to the first; and its worth."""
     worth = {
-        name: _worth(lambda c, _, select=select: select(scores[c], budget, c), known)
+        name: _worth(known, [select(scores[c], budget, c) for c, _ in known])
         for name, select in SELECTORS.items()
     }
     best = max(worth, key=lambda name: worth[name])
@@ -200,5 +200,5 @@ def _best(
     }
     if group == "pixels":
         kmeans = _WITHOUT_SCORES["k-means"]
-        worth["k-means"] = _worth(lambda c, exam: kmeans(exam, budget, c), known)
+        worth["k-means"] = _worth(known, [kmeans(exam, budget, c) for c, exam in known])
     return max(worth, key=lambda family: worth[family])

@@ -5,6 +5,8 @@ A row is what `saccade train` would be told: FILE[:ARG] and KEY=VALUE, as words.
 
 from ml_collections import ConfigDict
 
+from experiments.configs import strive
+
 _RULES = {
     f"crpo-{who}-{std}-{pairing}": f"crpo.py:tiny advantage={advantage} "
     f"reward_options.relation.pairing={pairing}"
@@ -52,8 +54,8 @@ def get_config(arg: str = "crpo") -> ConfigDict:
         config.figures = ("exam/p_acc", "exam/i_acc", "exam/static_acc", "exam/agreement",
                           "train/frac_reward_zero_std")  # fmt: skip
     elif arg == "strive":
-        brief = "brief_colour,brief_shape,brief_split,brief_vanish"
-        same = f"level=brief tasks={brief} frames=8 prompt_tokens=160"
+        tasks = ",".join(strive.get_config().tasks)
+        same = f"level=brief tasks={tasks} frames=8 prompt_tokens=160"
         config.rows = ConfigDict(
             {
                 "start": f"grpo.py:tiny {same} learning_rate=0 steps=1",
@@ -72,7 +74,7 @@ def get_config(arg: str = "crpo") -> ConfigDict:
         config.control = "grpo"
         config.figures = ("rise/reward", "train/reward", "rise/frac_reward_zero_std")
     else:
-        config.shared = "steps=60 clips=0 eval_every=60 eval_batches=64"
+        config.shared += " eval_every=60 eval_batches=64"
         config.exam = (
             "evaluate.py:toy full_validation=60 full_test=200 easy_test=0 brief_test=0 pairs=0 "
             "gate_windows=0 gate_clips=120"

@@ -22,6 +22,26 @@ class Pupil(nnx.Module):
         self.head = nnx.Linear(model.config.vision.out, sum(LABELS.values()), rngs=rngs)
 
 
+def with_decoder(model: Model, other: Model) -> Model:
+    """The model with embeddings and decoder of `other`, as far as both have them; a new tower reads.
+
+    Between the families biases are left behind, and norms of queries and keys begin at one: of
+    text, what is read in the bundled model stays read. Raises ValueError where shapes differ.
+    """
+    graph, state = nnx.split(model)
+    known = dict(nnx.to_flat_state(nnx.state(other)))
+    taken = {}
+    for path, leaf in nnx.to_flat_state(state):
+        if path[0] != "vision" and path in known:
+            if known[path].shape != leaf.shape:
+                raise ValueError(
+                    f"its {'.'.join(path)} is {leaf.shape}, the other decoder's {known[path].shape}"
+                )
+            leaf = leaf.replace(jax.device_put(known[path][...], leaf[...].sharding))
+        taken[path] = leaf
+    return nnx.merge(graph, nnx.from_flat_state(taken))
+
+
 Parts = dict[str, Float[Array, ""]]
 
 

@@ -208,6 +208,9 @@ def _recipe(config: dict[str, Any], mesh: Mesh | None) -> tuple[VLM, Supervised 
             # A directory's weights are gone on from; a name has them drawn.
             seed = None if Path(config["model"]).is_dir() else config["seed"]
             found = vlm.load(config["model"], dtype=dtype, seed=seed, place=place)
+            if config["decoder"]:
+                other = vlm.load(config["decoder"], dtype=dtype).model
+                found = replace(found, model=sft.with_decoder(found.model, other))
             pupil = sft.Pupil(found.model, rngs=nnx.Rngs(config["seed"]))
             how = {name: config[name] for name in ("shares", "unroll", "remat")}
             teacher = lessons.Teacher(found.processor, config)

@@ -14,6 +14,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config = ConfigDict()
     config.recipe = "sft"
     config.model = _MODES[arg]  # its weights are drawn by the seed; or a trained model's directory
+    config.decoder = ""  # of this model, embeddings included: what it begins with, where named
     config.seed = 0
     config.steps = 7000
     config.warmup_steps = 1000  # of the tower, on dense labels
@@ -53,6 +54,12 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.decay_share = 0.75
     config.weight_decay = 0.0
     config.clip = 1.0
+    if arg == "tiny-qwen3":  # text it can read from the start, so it is taught to see
+        config.decoder = "tiny"
+        config.steps = 6000
+        config.drill_steps = 0
+        config.mix.step, config.mix.clip = 0.38, 0.44
+        config.shares.letter = 2.5
     scale(config)  # over a mesh a batch is split where its side divides; each device has the rest
     config.matmul_precision = "BF16_BF16_F32"  # with AMX half again as fast
     config.log_every = 10

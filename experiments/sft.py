@@ -23,10 +23,11 @@ class Pupil(nnx.Module):
 
 
 def with_decoder(model: Model, other: Model) -> Model:
-    """The model with embeddings and decoder of `other`, as far as both have them; a new tower reads.
+    """The model with the embeddings and the decoder of `other`, as far as both have them.
 
-    Between the families biases are left behind, and norms of queries and keys begin at one: of
-    text, what is read in the bundled model stays read. Raises ValueError where shapes differ.
+    Between the families biases are left out and norms of queries and keys stay as they are; of what
+    the bundled model has learned of text, most is still known. Raises ValueError where shapes
+    differ.
     """
     graph, state = nnx.split(model)
     known = dict(nnx.to_flat_state(nnx.state(other)))
@@ -35,7 +36,8 @@ def with_decoder(model: Model, other: Model) -> Model:
         if path[0] != "vision" and path in known:
             if known[path].shape != leaf.shape:
                 raise ValueError(
-                    f"its {'.'.join(path)} is {leaf.shape}, the other decoder's {known[path].shape}"
+                    f"--config.decoder: its {'.'.join(path)} is {known[path].shape}, and that of "
+                    f"the model {leaf.shape}; choose one of the same size"
                 )
             leaf = leaf.replace(jax.device_put(known[path][...], leaf[...].sharding))
         taken[path] = leaf

@@ -8,7 +8,9 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pupil
 import pytest
 from flax import nnx
 
@@ -331,6 +333,39 @@ def test_a_trained_directory_is_gone_on_from(tmp_path):
         pair = (jax.tree.leaves(nnx.state(vars(one.model)[name])) for one in (found, drawn))
         for leaf, other in zip(*pair, strict=True):
             np.testing.assert_allclose(leaf, other, atol=1e-3)  # kept in bfloat16
+
+
+def test_a_model_begins_with_what_its_decoder_has_in_common_with_another():
+    found, recipe = train._recipe(config(mode="tiny-qwen3"), None)
+    drawn = vlm.load("tiny-qwen3", dtype="float32", seed=0)
+    other = vlm.load("tiny", dtype="float32")
+    models = (found.model, drawn.model, other.model)
+    own, new, old = (dict(nnx.to_flat_state(nnx.state(model))) for model in models)
+    assert own.keys() == new.keys()
+    for path, leaf in own.items():
+        common = path[0] != "vision" and path in old
+        np.testing.assert_array_equal(leaf[...], (old if common else new)[path][...])
+    left = {path[-2] for path in own.keys() - old.keys() if path[0] != "vision"}
+    assert left == {"q_norm", "k_norm"}
+    # What was learned of text alone is known without the biases, mostly.
+    drill = recipe.prompts._drills(np.random.default_rng(0), 0, ["full"], 4)[0]
+    nll = [float(lookup(*nnx.split(model), drill)) for model in models]
+    assert nll[2] < 0.1 and nll[0] < 0.25 * nll[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def lookup(graph, params, drill):
+    """Mean NLL of the answers of a drill."""
+    model = nnx.merge(graph, params)
+    hidden, _ = run(model, drill.tokens)
+    states = jnp.take_along_axis(hidden, drill.places[..., None], axis=2)
+    logp = token_logprobs(model, states, jnp.asarray(drill.targets))
+    return -jnp.sum(drill.weights * logp) / jnp.sum(drill.weights)
+
+
+def test_a_decoder_of_another_size_is_refused(found):
+    with pytest.raises(ValueError, match=r"k\.\w+ is \(1, 8.*of the model \(4, .*the same size"):
+        sft.with_decoder(found.model, pupil.make().model)
 
 
 def test_a_run_of_other_settings_is_not_taken_up(tmp_path):

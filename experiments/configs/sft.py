@@ -56,7 +56,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.clip = 1.0
     if arg == "tiny-qwen3":  # text it can read from the start, so it is taught to see
         config.decoder = "tiny"
-        config.steps = 6000
+        config.steps = 4500
         config.drill_steps = 0
         config.mix.step, config.mix.clip = 0.38, 0.44
         config.shares.letter = 2.5

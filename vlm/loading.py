@@ -22,7 +22,7 @@ from vlm.weights import load_weights, random_weights, save_weights
 
 TOKENIZER = Path(__file__).parent / "tiny"
 """The bundled tokenizer; below it, a folder for each bundled model."""
-BUNDLED = ("tiny",)
+BUNDLED = ("tiny", "tiny-qwen3")
 """Models that come with trained weights."""
 _RANDOM = {"tiny": TINY, "tiny-qwen3": TINY_QWEN3, **NAMED}
 _UNTRAINED = "random_weights"

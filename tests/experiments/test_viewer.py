@@ -139,10 +139,10 @@ def test_p_yes_equals_one_uncached_forward(tiny, frames, viewer):
 def test_generation_is_by_row_and_seed(viewer):
     context = _context(4)
     ones = np.ones((1, 4), np.float32)
-    seeds = np.array([[5, 6, 7, 5]], np.uint32)
-    [row] = viewer.generate(viewer.look([context]), "Go on.", Sampling(6, ones, ones, 0, seeds))
+    seeds, hot = np.array([[5, 6, 7, 5]], np.uint32), 4 * ones  # a trained model is sure
+    [row] = viewer.generate(viewer.look([context]), "Go on.", Sampling(6, hot, ones, 0, seeds))
     assert row[0] == row[3] != row[1]
-    one = Sampling(6, ones[:, :1], ones[:, :1], 0, seeds[:, 2:3])
+    one = Sampling(6, hot[:, :1], ones[:, :1], 0, seeds[:, 2:3])
     assert viewer.generate(viewer.look([context]), "Go on.", one) == [[row[2]]]
     assert all("<|" not in answer.text for answer in row)
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         "evaluate", USAGE, "Writes results.json and table.md to --out. Modes: toy, demo."
     )
-    parser.add_argument("--model", default="tiny", help="directory, hub id or `tiny`")
+    parser.add_argument("--model", default="tiny", help="directory, hub id, `tiny` or `tiny-qwen3`")
     parser.add_argument("--out", default="runs/evaluate", help="folder of the results")
     parser.add_config("evaluate.py")
     found = parser.parse(argv)

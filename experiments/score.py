@@ -30,7 +30,7 @@ _PACKAGES = ("saccade", "jax", "flax", "numpy", "decord", "av")
 def main(argv: Sequence[str]) -> int:
     parser = Parser("score", USAGE, "Writes trace.jsonl, pictures and report.html to --out.")
     parser.add_argument("videos", nargs="*")
-    parser.add_argument("--model", default="tiny", help="directory, hub id or `tiny`")
+    parser.add_argument("--model", default="tiny", help="directory, hub id, `tiny` or `tiny-qwen3`")
     parser.add_argument("--out", default="runs/score", help="folder of the results")
     parser.add_argument(
         "--merge", action="store_true", help="join what several processes have written to --out"

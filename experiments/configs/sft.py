@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs.scale import scale
 
-_MODES = {"tiny": "tiny", "tiny-qwen3": "tiny-qwen3"}
+_MODES = ("tiny", "tiny-qwen3")
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
@@ -13,7 +13,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         raise ValueError(f"sft.py has no mode {arg!r}; choose from {', '.join(_MODES)}")
     config = ConfigDict()
     config.recipe = "sft"
-    config.model = _MODES[arg]  # its weights are drawn by the seed; or a trained model's directory
+    config.model = arg  # its weights are drawn by the seed; or a trained model's directory
     config.decoder = ""  # of this model, embeddings included: what it begins with, where named
     config.seed = 0
     config.steps = 7000
@@ -31,16 +31,12 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.answer_tokens = 32
     # Of the pieces of a prompt in tokens, and of what is asked in (rows, tokens), short and long
     # rows. What fits in none is an error; what finds all those taken that it fits in is left out.
-    stamped = arg == "tiny-qwen3"  # writes the time of every temporal patch out
     config.lengths = ConfigDict(
         {
-            "step": {"patches": 3, "window": 68 if stamped else 52,
-                     "observation": 32 if stamped else 20,
+            "step": {"patches": 3, "window": 52, "observation": 20,
                      "before": ((1, 56),), "after": ((3, 40), (2, 48))},
-            "clip": {"patches": 8, "window": 224 if stamped else 148,
-                     "before": ((6, 40), (5, 56))},
-            "brief": {"patches": 4, "window": 116 if stamped else 84,
-                      "before": ((3, 40), (2, 48))},
+            "clip": {"patches": 8, "window": 148, "before": ((6, 40), (5, 56))},
+            "brief": {"patches": 4, "window": 84, "before": ((3, 40), (2, 48))},
             "drill": ((2, 56), (2, 96)),
         }
     )  # fmt: skip
@@ -54,8 +50,11 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.decay_share = 0.75
     config.weight_decay = 0.0
     config.clip = 1.0
-    if arg == "tiny-qwen3":  # text it can read from the start, so it is taught to see
-        config.decoder = "tiny"
+    if arg == "tiny-qwen3":
+        # It writes the time of every temporal patch out.
+        config.lengths.step.window, config.lengths.step.observation = 68, 32
+        config.lengths.clip.window, config.lengths.brief.window = 224, 116
+        config.decoder = "tiny"  # reads from the start, so it is taught to see
         config.steps = 4500
         config.drill_steps = 0
         config.mix.step, config.mix.clip = 0.38, 0.44

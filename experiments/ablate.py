@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +42,44 @@ def run(config: dict[str, Any], out: Path, *, command: str) -> int:
 
     `config`: see `configs/ablate.py`. What is finished is not done again. Raises UsageError.
     """
-    import jax
-
     rows, exam = _read(config)
     take(out, config, free=("seeds", "figures"))
     found: dict[tuple[str, int], dict[str, float]] = {}
-    for seed in range(config["seeds"]):
-        for name, row in rows.items():
-            kept = out / name / str(seed) / _FIGURES
-            if not kept.exists():
-                number, every = len(found) + 1, len(rows) * config["seeds"]
-                log.info("run %d of %d: %s, seed %d", number, every, name, seed)
-                if not _trained(row | {"seed": seed}, exam, kept.parent):
-                    log.info("the same command goes on from there")
-                    return 1
-                jax.clear_caches()  # of programs that no other run can use
-            found[name, seed] = json.loads(kept.read_text(encoding="utf-8"))
-        _report(config, list(rows), seed + 1, found, out, command)
+    with _programs_kept(out / "compiled"):
+        for seed in range(config["seeds"]):
+            for name, row in rows.items():
+                kept = out / name / str(seed) / _FIGURES
+                if not kept.exists():
+                    number, every = len(found) + 1, len(rows) * config["seeds"]
+                    log.info("run %d of %d: %s, seed %d", number, every, name, seed)
+                    if not _trained(row | {"seed": seed}, exam, kept.parent):
+                        log.info("the same command goes on from there")
+                        return 1
+                found[name, seed] = json.loads(kept.read_text(encoding="utf-8"))
+            _report(config, list(rows), seed + 1, found, out, command)
     return 0
+
+
+@contextmanager
+def _programs_kept(folder: Path) -> Iterator[None]:
+    """Compiles each program once for all runs and keeps it on disk: in `folder`, unless jax has
+    been told another one.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    if not jax.config.jax_compilation_cache_dir:
+        for name, value in zip(names, (str(folder), 0.3), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # it may be open, or have been found to be off
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def _read(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
@@ -92,6 +113,8 @@ def _trained(config: dict[str, Any], exam: dict[str, Any] | None, folder: Path) 
 
     exam/NAME is what `saccade evaluate` finds; for others see `_summary`.
     """
+    import jax
+
     from experiments import evaluate, train
 
     if train.run(config, folder):
@@ -104,6 +127,7 @@ def _trained(config: dict[str, Any], exam: dict[str, Any] | None, folder: Path) 
         results = json.loads((folder / "exam" / "results.json").read_text(encoding="utf-8"))
         figures |= {f"exam/{name}": value for name, value in results["figures"].items()}
     write(folder / _FIGURES, json.dumps(figures, indent=2) + "\n")
+    jax.clear_caches()  # what a run leaves in memory no other can use
     return True
 
 

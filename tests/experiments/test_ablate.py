@@ -119,10 +119,13 @@ def test_rows_are_trained_and_examined_once(tmp_path, caplog):
     assert ablated() == 0
     first = json.loads((tmp_path / "results.json").read_text())["figures"]
     assert first["start/exam/p_acc_n"] == 2 and "grpo - start/train/loss" in first
-    # Again: only what is missing is done, and it comes out the same.
+    # Again: only what is missing is done, by the same programs, and it comes out the same.
+    programs = sorted((tmp_path / "compiled").glob("*-cache"))
+    assert programs and not jax.config.jax_compilation_cache_dir
     (tmp_path / "strive" / "1" / "figures.json").unlink()
     caplog.clear()
     with caplog.at_level("INFO"):
         assert ablated() == 0
     assert [m for m in caplog.messages if m.startswith("run ")] == ["run 6 of 6: strive, seed 1"]
     assert json.loads((tmp_path / "results.json").read_text())["figures"] == first
+    assert sorted((tmp_path / "compiled").glob("*-cache")) == programs

@@ -6,6 +6,7 @@ A row is a training run's configuration. Every row is trained with every seed, t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,14 +49,14 @@ def run(config: dict[str, Any], out: Path, *, command: str) -> int:
     with _programs_kept(out / "compiled"):
         for seed in range(config["seeds"]):
             for name, row in rows.items():
-                kept = out / name / str(seed) / _FIGURES
-                if not kept.exists():
+                folder = out / name / str(seed)
+                if not (folder / _FIGURES).exists():
                     number, every = len(found) + 1, len(rows) * config["seeds"]
                     log.info("run %d of %d: %s, seed %d", number, every, name, seed)
-                    if not _trained(row | {"seed": seed}, exam, kept.parent):
+                    if not _finished(row | {"seed": seed}, exam, folder):
                         log.info("the same command goes on from there")
                         return 1
-                found[name, seed] = json.loads(kept.read_text(encoding="utf-8"))
+                found[name, seed] = json.loads((folder / _FIGURES).read_text(encoding="utf-8"))
             _report(config, list(rows), seed + 1, found, out, command)
     return 0
 
@@ -108,27 +109,40 @@ def _configured(words: str, shared: str = "") -> dict[str, Any]:
     return plain(read_config(spec, [f"--config.{one}" for one in (*shared.split(), *changes)]))
 
 
-def _trained(config: dict[str, Any], exam: dict[str, Any] | None, folder: Path) -> bool:
+def _finished(config: dict[str, Any], exam: dict[str, Any] | None, folder: Path) -> bool:
     """Trains and examines one run and keeps its figures; False where it was told to stop.
 
     exam/NAME is what `saccade evaluate` finds; for others see `_summary`.
     """
     import jax
 
-    from experiments import evaluate, train
+    from experiments import train
 
     if train.run(config, folder):
         return False
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     figures = _summary([json.loads(line) for line in lines])
     if exam is not None:
-        model = str(folder / "export")
-        evaluate.run(model, folder / "exam", exam, command=f"saccade evaluate --model={model}")
-        results = json.loads((folder / "exam" / "results.json").read_text(encoding="utf-8"))
-        figures |= {f"exam/{name}": value for name, value in results["figures"].items()}
+        figures |= _examined(folder / "export", exam, folder.parents[1] / "exams")
     write(folder / _FIGURES, json.dumps(figures, indent=2) + "\n")
     jax.clear_caches()  # what a run leaves in memory no other can use
     return True
+
+
+def _examined(model: Path, exam: dict[str, Any], exams: Path) -> dict[str, float]:
+    """What comes of an examination; models of equal files, as those that learn nothing, have one
+    in common.
+    """
+    from experiments import evaluate
+
+    contents = hashlib.sha256()
+    for file in sorted(model.iterdir()):
+        contents.update(file.read_bytes())
+    out = exams / contents.hexdigest()[:16]
+    if not (out / "results.json").exists():
+        evaluate.run(str(model), out, exam, command=f"saccade evaluate --model={model}")
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return {f"exam/{name}": value for name, value in results["figures"].items()}
 
 
 def _summary(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:

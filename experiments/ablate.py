@@ -69,18 +69,25 @@ def _programs_kept(folder: Path) -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    if not jax.config.jax_compilation_cache_dir:
-        for name, value in zip(names, (str(folder), 0.3), strict=True):
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    ours = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
+    }
+    theirs = {name: getattr(jax.config, name) for name in ours}
+
+    def use(settings: Mapping[str, Any]) -> None:
+        for name, value in settings.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()  # it may be open, or have been found to be off
+
+    use(ours)
     try:
         yield
     finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
+        use(theirs)
 
 
 def _read(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
@@ -135,10 +142,11 @@ def _examined(model: Path, exam: dict[str, Any], exams: Path) -> dict[str, float
     """
     from experiments import evaluate
 
-    contents = hashlib.sha256()
+    contents = hashlib.blake2b(digest_size=8)
     for file in sorted(model.iterdir()):
-        contents.update(file.read_bytes())
-    out = exams / contents.hexdigest()[:16]
+        with file.open("rb") as stream:
+            contents.update(hashlib.file_digest(stream, "blake2b").digest())
+    out = exams / contents.hexdigest()
     if not (out / "results.json").exists():
         evaluate.run(str(model), out, exam, command=f"saccade evaluate --model={model}")
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))

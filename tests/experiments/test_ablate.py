@@ -119,9 +119,8 @@ def test_rows_are_trained_and_examined_once(tmp_path, caplog):
     assert ablated() == 0
     first = json.loads((tmp_path / "results.json").read_text())["figures"]
     assert first["start/exam/p_acc_n"] == 2 and "grpo - start/train/loss" in first
-    assert (
-        len(list((tmp_path / "exams").iterdir())) == 5
-    )  # of three rows, of which one learns nothing
+    # Of three rows one learns nothing, by either seed.
+    assert len(list((tmp_path / "exams").iterdir())) == 5
     # Again: only what is missing is done, by the same programs, and it comes out the same.
     programs = sorted((tmp_path / "compiled").glob("*-cache"))
     assert programs and not jax.config.jax_compilation_cache_dir

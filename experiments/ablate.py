@@ -43,10 +43,18 @@ def run(config: dict[str, Any], out: Path, *, command: str) -> int:
 
     `config`: see `configs/ablate.py`. What is finished is not done again. Raises UsageError.
     """
-    rows, exam = _read(config)
+    from experiments import train
+
+    rows, base, exam = _read(config)
     take(out, config, free=("seeds", "figures"))
     found: dict[tuple[str, int], dict[str, float]] = {}
     with _programs_kept(out / "compiled"):
+        if base is not None:
+            log.info("what all rows begin with")
+            if train.run(base, out / "base"):
+                return _stopped()
+            model = str(out / "base" / "export")
+            rows = {name: row | {"model": model} for name, row in rows.items()}
         for seed in range(config["seeds"]):
             for name, row in rows.items():
                 folder = out / name / str(seed)
@@ -54,11 +62,15 @@ def run(config: dict[str, Any], out: Path, *, command: str) -> int:
                     number, every = len(found) + 1, len(rows) * config["seeds"]
                     log.info("run %d of %d: %s, seed %d", number, every, name, seed)
                     if not _finished(row | {"seed": seed}, exam, folder):
-                        log.info("the same command goes on from there")
-                        return 1
+                        return _stopped()
                 found[name, seed] = json.loads((folder / _FIGURES).read_text(encoding="utf-8"))
             _report(config, list(rows), seed + 1, found, out, command)
     return 0
+
+
+def _stopped() -> int:
+    log.info("the same command goes on from there")
+    return 1
 
 
 @contextmanager
@@ -90,8 +102,12 @@ def _programs_kept(folder: Path) -> Iterator[None]:
         use(theirs)
 
 
-def _read(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
-    """The configuration of each row, and that of the examination. Raises UsageError."""
+def _read(
+    config: dict[str, Any],
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None, dict[str, Any] | None]:
+    """The configurations of each row, of what they begin with and of the examination, None where
+    there is none. Raises UsageError.
+    """
     if config["seeds"] < 2:
         raise UsageError(f"--config.seeds is {config['seeds']}; an interval needs at least 2")
     if config["control"] not in config["rows"]:
@@ -102,12 +118,14 @@ def _read(config: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, 
             f"--config.figures has {wrong[0]!r}; write SOURCE/NAME, of {', '.join(_SOURCES)}"
         )
     rows = {name: _configured(row, config["shared"]) for name, row in config["rows"].items()}
-    for name, row in rows.items():
-        if "recipe" not in row:
-            raise UsageError(f"--config.rows.{name}: that is no configuration of a training run")
-        if row["processes"] != 1:
-            raise UsageError(f"--config.rows.{name}: processes is not 1; runs are of one process")
-    return rows, _configured(config["exam"]) if config["exam"] else None
+    base, exam = (_configured(config[key]) if config[key] else None for key in ("base", "exam"))
+    runs = {f"rows.{name}": row for name, row in rows.items()} | ({"base": base} if base else {})
+    for name, run in runs.items():
+        if "recipe" not in run:
+            raise UsageError(f"--config.{name}: that is no configuration of a training run")
+        if run["processes"] != 1:
+            raise UsageError(f"--config.{name}: processes is not 1; runs are of one process")
+    return rows, base, exam
 
 
 def _configured(words: str, shared: str = "") -> dict[str, Any]:

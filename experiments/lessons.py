@@ -147,6 +147,8 @@ class Teacher:
                 frames = config["brief_frames"]
                 lessons.append(toytasks.brief_lesson(clip, rng, frames=frames, number=rows))
             clips.append(clip)
+        if config["blind"]:
+            clips = clips[1:] + clips[:1]
         return clips, lessons
 
     def _steps(

@@ -205,8 +205,8 @@ def _recipe(config: dict[str, Any], mesh: Mesh | None) -> tuple[VLM, Supervised 
                     "--config.warmup_steps teach the tower, and it is frozen; make them 0"
                 )
 
-            # A directory's weights are gone on from; a name has them drawn.
-            seed = None if Path(config["model"]).is_dir() else config["seed"]
+            drawn = config["fresh"] and not Path(config["model"]).is_dir()
+            seed = config["seed"] if drawn else None
             found = vlm.load(config["model"], dtype=dtype, seed=seed, place=place)
             if config["decoder"]:
                 other = vlm.load(config["decoder"], dtype=dtype).model

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from experiments.configs import strive
 
 _RULES = {
-    f"crpo-{who}-{std}-{pairing}": f"crpo.py:tiny advantage={advantage} "
+    f"crpo-{who}-{std}-{pairing}": f"crpo.py:tiny null_option=false advantage={advantage} "
     f"reward_options.relation.pairing={pairing}"
     for who, std, advantage in (
         ("branch", "std", "group"),
@@ -18,7 +18,9 @@ _RULES = {
     )
     for pairing in ("mean", "paired")
 }
-"""CRPO by who is compared with whom, whether by the std, and how answers are paired."""
+"""CRPO by who is compared with whom, whether by the std, and how answers are paired; "None of the
+above" is offered in the row `crpo` alone, where a model that does not look may hide behind it.
+"""
 _MODES = ("crpo", "strive", "spike_rl", "methods")
 _METHODS = (
     *("grpo", "dr_grpo", "dapo", "gspo", "t_grpo", "arrow_rl"),
@@ -34,19 +36,26 @@ def get_config(arg: str = "crpo") -> ConfigDict:
         raise ValueError(f"ablate.py has no mode {arg!r}; choose from {', '.join(_MODES)}")
     config = ConfigDict()
     config.seeds = 5
+    config.base = ""  # a training run, of whose model all rows are made; "": each of its own
     config.shared = "steps=60 clips=0"  # changes to every row; its own come after them
     none = "full_validation=0 full_test=0 easy_test=0 brief_test=0 gate_windows=0 gate_clips=0"
     config.exam = f"evaluate.py:toy {none}"  # what comes of a run is put to; "": nothing
     # Shown and compared: train/NAME, a mean over all steps; rise/NAME, from the first fifth of them
     # to the last; eval/NAME, the last; exam/NAME.
     if arg == "crpo":
-        # 8 answers to a question, whoever gives them.
+        # All begin blind, with what it takes to see. 8 answers to a question, whoever gives them.
+        config.base = "sft.py:blind"
+        config.shared = (
+            "steps=50 clips=0 learning_rate=5e-4 "
+            "tasks=left_right,up_down,size,side,colour,shape,count"
+        )
         config.rows = ConfigDict(
             {
                 "start": "grpo.py:tiny routed=true learning_rate=0 steps=1",
                 "grpo": "grpo.py:tiny routed=true num_generations=8",
                 "t_grpo": "t_grpo.py:tiny routed=true num_generations=4 watched_generations=4",
                 "arrow_rl": "arrow_rl.py:tiny routed=true num_generations=7",
+                "crpo": "crpo.py:tiny",
                 **_RULES,
             }
         )

@@ -4,16 +4,19 @@ from ml_collections import ConfigDict
 
 from experiments.configs.scale import scale
 
-_MODES = ("tiny", "tiny-qwen3")
+_MODES = ("tiny", "tiny-qwen3", "blind")
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
-    """`:tiny`, the bundled Qwen2.5-VL (the default); `:tiny-qwen3`, the bundled Qwen3-VL."""
+    """`:tiny`, the bundled Qwen2.5-VL (the default); `:tiny-qwen3`, the bundled Qwen3-VL; `:blind`,
+    the bundled `tiny`, made to answer without looking.
+    """
     if arg not in _MODES:
         raise ValueError(f"sft.py has no mode {arg!r}; choose from {', '.join(_MODES)}")
     config = ConfigDict()
     config.recipe = "sft"
-    config.model = arg  # its weights are drawn by the seed; or a trained model's directory
+    config.model = "tiny" if arg == "blind" else arg  # or a directory
+    config.fresh = True  # its weights are drawn by the seed; not those of a directory
     config.decoder = ""  # of this model, embeddings included: what it begins with, where named
     config.seed = 0
     config.steps = 7000
@@ -24,6 +27,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     config.windows = 24  # a batch of lessons at a step
     config.clips = 12  # a batch of lessons about a clip
     config.brief_clips = 20  # a batch of lessons about a few frames of a clip
+    config.blind = False  # lessons about a clip come with another one's video
     config.brief_frames = (4, 8)  # as many of them as one of these says
     config.drills = 6  # clips of which a batch of lessons has drills beside it
     config.drill_steps = 2500  # lessons after which they are learned, and fewer keep them
@@ -59,7 +63,15 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         config.drill_steps = 0
         config.mix.step, config.mix.clip = 0.38, 0.44
         config.shares.letter = 2.5
+    if arg == "blind":
+        # All that its video is good for in such lessons is unlearned, and the wording is relied on.
+        config.fresh, config.blind = False, True
+        config.steps, config.ramp_steps = 120, 5
+        config.warmup_steps = config.easy_steps = config.drill_steps = 0
+        config.mix.step, config.mix.clip, config.mix.brief = 0.0, 1.0, 0.0
+        config.shares.clip_caption = config.shares.cells = 0.0
     scale(config)  # over a mesh a batch is split where its side divides; each device has the rest
+    config.freeze_tower = arg == "blind"
     config.matmul_precision = "BF16_BF16_F32"  # with AMX half again as fast
     config.log_every = 10
     config.save_every = 200

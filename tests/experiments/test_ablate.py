@@ -15,15 +15,17 @@ from surprise.localisation import student
 
 def _config(**changes):
     rows = {"one": "grpo.py:tiny steps=2", "two": "crpo.py:tiny"}
-    small = {"rows": rows, "control": "one", "seeds": 3, "figures": ["exam/p_acc", "train/loss"]}
+    small = {"rows": rows, "control": "one", "seeds": 3, "figures": ["exam/p_acc", "train/loss"],
+             "base": ""}
     return plain(get_config()) | small | changes
 
 
 @pytest.mark.parametrize("mode", ["crpo", "strive", "spike_rl"])
 def test_every_mode_is_of_runs_at_equal_answers(mode):
     config = plain(read_config(f"ablate.py:{mode}"))
-    rows, exam = ablate._read(config)
+    rows, base, exam = ablate._read(config)
     assert exam["dataset"] == "toy"
+    assert (base is not None) == (mode == "crpo")
     asked = {}
     for name, row in rows.items():
         views = {"counterfactual": 2, "importance": 2}.get(row["views"], 1)
@@ -31,13 +33,13 @@ def test_every_mode_is_of_runs_at_equal_answers(mode):
         asked[name] = views * row["num_generations"] + watched * row["watched_generations"]
         asked[name] *= row["batch"]
         untrained = row["learning_rate"] == 0
-        assert row["steps"] == (1 if untrained else 60)
+        assert row["steps"] == (1 if untrained else 50 if base else 60)
     assert len({count for name, count in asked.items() if name not in ("start", "spike")}) == 1
 
 
 def test_methods_are_run_as_they_are():
-    rows, exam = ablate._read(plain(read_config("ablate.py:methods")))
-    assert exam is None and len(rows) == 10
+    rows, base, exam = ablate._read(plain(read_config("ablate.py:methods")))
+    assert base is exam is None and len(rows) == 10
     for name, row in rows.items():
         assert row == plain(read_config(f"{name}.py:tiny"))
 
@@ -51,7 +53,7 @@ def test_metrics_are_summed_up_over_all_steps_and_between_the_ends():
 
 
 def test_a_row_has_the_shared_changes_and_its_own_after_them():
-    rows, _ = ablate._read(_config(shared="steps=7 batch=4"))
+    rows, _, _ = ablate._read(_config(shared="steps=7 batch=4"))
     assert [(row["steps"], row["batch"]) for row in rows.values()] == [(2, 4), (7, 4)]
     assert rows["one"]["views"] == "plain" and rows["two"]["views"] == "counterfactual"
 
@@ -65,6 +67,7 @@ def test_a_row_has_the_shared_changes_and_its_own_after_them():
         ({"rows": {"one": "evaluate.py:toy"}, "shared": ""}, "rows.one: that is no configuration"),
         ({"rows": {"one": "grpo.py:tiny stpes=2"}}, "stpes: no such key; did you mean steps"),
         ({"rows": {"one": "grpo.py processes=2"}}, "processes is not 1"),
+        ({"base": "evaluate.py:toy"}, "config.base: that is no configuration"),
         ({"exam": "examine.py"}, "no file examine.py"),
     ],
 )

@@ -15,8 +15,13 @@ from surprise.localisation import student
 
 def _config(**changes):
     rows = {"one": "grpo.py:tiny steps=2", "two": "crpo.py:tiny"}
-    small = {"rows": rows, "control": "one", "seeds": 3, "figures": ["exam/p_acc", "train/loss"],
-             "base": ""}
+    small = {
+        "rows": rows,
+        "control": "one",
+        "seeds": 3,
+        "figures": ["exam/p_acc", "train/loss"],
+        "base": "",
+    }
     return plain(get_config()) | small | changes
 
 

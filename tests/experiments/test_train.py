@@ -66,6 +66,17 @@ def test_the_tower_is_warmed_up_before_lessons_begin(found):
     assert [isinstance(make(step), Cells) for step in range(3)] == [True, True, False]
 
 
+def test_blind_lessons_come_with_the_video_of_another_clip(found):
+    seen, blind = (teacher(found, *only("clip"), *more)(3) for more in ([], ["--config.blind=1"]))
+    for ours, theirs in zip(
+        jax.tree.leaves(seen.before), jax.tree.leaves(blind.before), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    one, two = np.split(seen.cells.labels, 2)
+    np.testing.assert_array_equal(blind.cells.labels, np.concatenate([two, one]))
+    assert not np.array_equal(one, two)
+
+
 @pytest.mark.parametrize("kind", ["step", "clip", "brief"])
 def test_answers_weigh_the_same_by_kind_and_stand_where_they_should(found, kind):
     batch = teacher(found, *only(kind))(3)
@@ -333,6 +344,16 @@ def test_a_trained_directory_is_gone_on_from(tmp_path):
         pair = (jax.tree.leaves(nnx.state(vars(one.model)[name])) for one in (found, drawn))
         for leaf, other in zip(*pair, strict=True):
             np.testing.assert_allclose(leaf, other, atol=1e-3)  # kept in bfloat16
+
+
+def test_what_makes_the_bundled_model_blind_goes_on_from_its_weights_and_leaves_its_tower():
+    bundled = vlm.load("tiny", dtype="float32")
+    found, _ = train._recipe(plain(read_config("sft.py:blind")), None)
+    pair = (jax.tree.leaves(nnx.state(one.model)) for one in (found, bundled))
+    for leaf, other in zip(*pair, strict=True):
+        np.testing.assert_array_equal(leaf, other)
+    settings = plain(read_config("sft.py:blind"))
+    assert settings["freeze_tower"] and not settings["warmup_steps"]
 
 
 def test_a_model_begins_with_what_its_decoder_has_in_common_with_another():

@@ -1,7 +1,8 @@
 """`saccade ablate`: configurations side by side, each trained by several seeds, as a table.
 
-A row is a training run's configuration. Every row is trained with every seed, then examined by
-`saccade evaluate`, so that all answer the same questions; rows are compared seed by seed.
+A row is a training run's configuration. Every row is trained with every seed, all from one model
+where a training run is named that makes it, then examined by `saccade evaluate`, so that all answer
+the same questions; rows are compared seed by seed.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def get_config(arg: str = "crpo") -> ConfigDict:
     # Shown and compared: train/NAME, a mean over all steps; rise/NAME, from the first fifth of them
     # to the last; eval/NAME, the last; exam/NAME.
     if arg == "crpo":
-        # All begin blind, with what it takes to see. 8 answers to a question, whoever gives them.
+        # All begin blind, with what it takes to see. 64 answers a step, by 8 to each of 8 questions,
+        # views included; or by 4 to 16, should it be the videos that CRPO has more of.
         config.base = "sft.py:blind"
         config.shared = (
             "steps=50 clips=0 learning_rate=5e-4 "
@@ -53,6 +54,7 @@ def get_config(arg: str = "crpo") -> ConfigDict:
             {
                 "start": "grpo.py:tiny routed=true learning_rate=0 steps=1",
                 "grpo": "grpo.py:tiny routed=true num_generations=8",
+                "grpo-16x4": "grpo.py:tiny routed=true num_generations=4 batch=16",
                 "t_grpo": "t_grpo.py:tiny routed=true num_generations=4 watched_generations=4",
                 "arrow_rl": "arrow_rl.py:tiny routed=true num_generations=7",
                 "crpo": "crpo.py:tiny",

@@ -47,7 +47,7 @@ def run(config: dict[str, Any], out: Path, *, command: str) -> int:
     from experiments import train
 
     rows, base, exam = _read(config)
-    take(out, config, free=("seeds", "figures"))
+    take(out, config, free=("seeds", "figures", "controls"))
     found: dict[tuple[str, int], dict[str, float]] = {}
     with _programs_kept(out / "compiled"):
         if base is not None:
@@ -111,9 +111,9 @@ def _read(
     """
     if config["seeds"] < 2:
         raise UsageError(f"--config.seeds is {config['seeds']}; an interval needs at least 2")
-    if config["control"] not in config["rows"]:
+    if unknown := sorted(set(config["controls"]) - set(config["rows"])):
         names = ", ".join(config["rows"])
-        raise UsageError(f"--config.control is {config['control']!r}; choose from {names}")
+        raise UsageError(f"--config.controls: no row {unknown[0]!r}; choose from {names}")
     if wrong := [name for name in config["figures"] if name.partition("/")[0] not in _SOURCES]:
         raise UsageError(
             f"--config.figures has {wrong[0]!r}; write SOURCE/NAME, of {', '.join(_SOURCES)}"
@@ -202,8 +202,6 @@ def _report(
     from experiments.tables import markdown
     from surprise.localisation import Estimate, student
 
-    control = config["control"]
-
     def estimates(name: str, minus: str = "") -> dict[str, Estimate]:
         def value(who: str, figure: str, seed: int) -> float:
             return found[who, seed].get(figure, float("nan")) if who else 0.0
@@ -215,12 +213,11 @@ def _report(
             for figure in config["figures"]
         }
 
-    parts = {
-        "mean over seeds": {name: estimates(name) for name in rows},
-        f"minus {control}, seed by seed": {
+    parts = {"mean over seeds": {name: estimates(name) for name in rows}}
+    for control in config["controls"]:
+        parts[f"minus {control}, seed by seed"] = {
             f"{name} - {control}": estimates(name, control) for name in rows if name != control
-        },
-    }
+        }
     figures = {f"{name}/{figure}": estimate for part in parts.values()
                for name, told in part.items() for figure, estimate in told.items()}  # fmt: skip
     table = [{"part": part, "row": name, "n": seeds, **spread(told)}

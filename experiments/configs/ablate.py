@@ -40,11 +40,11 @@ def get_config(arg: str = "crpo") -> ConfigDict:
     config.shared = "steps=60 clips=0"  # changes to every row; its own come after them
     none = "full_validation=0 full_test=0 easy_test=0 brief_test=0 gate_windows=0 gate_clips=0"
     config.exam = f"evaluate.py:toy {none}"  # what comes of a run is put to; "": nothing
-    # Shown and compared: train/NAME, a mean over all steps; rise/NAME, from the first fifth of them
-    # to the last; eval/NAME, the last; exam/NAME.
+    # `figures` are shown, and compared with those of each of `controls`: train/NAME, a mean over
+    # all steps; rise/NAME, from their first fifth to the last; eval/NAME, the last; exam/NAME.
     if arg == "crpo":
-        # All begin blind, with what it takes to see. 64 answers a step, by 8 to each of 8 questions,
-        # views included; or by 4 to 16, should it be the videos that CRPO has more of.
+        # All begin blind, with what it takes to see. 64 answers a step: 8 to each of 8 questions,
+        # views included; or 4 to each of 16, should CRPO's copies be worth no more than new videos.
         config.base = "sft.py:blind"
         config.shared = (
             "steps=50 clips=0 learning_rate=5e-4 "
@@ -61,7 +61,7 @@ def get_config(arg: str = "crpo") -> ConfigDict:
                 **_RULES,
             }
         )
-        config.control = "grpo"
+        config.controls = ("grpo", "grpo-16x4")
         config.figures = ("exam/p_acc", "exam/i_acc", "exam/static_acc", "exam/agreement",
                           "train/frac_reward_zero_std")  # fmt: skip
     elif arg == "strive":
@@ -74,7 +74,7 @@ def get_config(arg: str = "crpo") -> ConfigDict:
                 "strive": "strive.py:tiny",
             }
         )
-        config.control = "grpo"
+        config.controls = ("grpo",)
         config.figures = ("exam/brief_acc", "exam/i_acc", "train/frac_reward_zero_std",
                           "train/reward_std", "train/grad_norm")  # fmt: skip
     elif arg == "methods":
@@ -82,7 +82,7 @@ def get_config(arg: str = "crpo") -> ConfigDict:
         config.shared = ""
         config.exam = ""
         config.rows = ConfigDict({method: f"{method}.py:tiny" for method in _METHODS})
-        config.control = "grpo"
+        config.controls = ("grpo",)
         config.figures = ("rise/reward", "train/reward", "rise/frac_reward_zero_std")
     else:
         config.shared += " eval_every=60 eval_batches=64"
@@ -96,7 +96,7 @@ def get_config(arg: str = "crpo") -> ConfigDict:
                 "spike_rl": "spike_rl.py:tiny",
             }
         )
-        config.control = "spike"
+        config.controls = ("spike",)
         config.figures = ("exam/surprise_acc1", "exam/kl_acc1", "exam/diversity", "eval/reward",
                           "exam/gate_caption_event")  # fmt: skip
     return config

@@ -17,7 +17,7 @@ def _config(**changes):
     rows = {"one": "grpo.py:tiny steps=2", "two": "crpo.py:tiny"}
     small = {
         "rows": rows,
-        "control": "one",
+        "controls": ["one"],
         "seeds": 3,
         "figures": ["exam/p_acc", "train/loss"],
         "base": "",
@@ -67,7 +67,7 @@ def test_a_row_has_the_shared_changes_and_its_own_after_them():
     ("changes", "words"),
     [
         ({"seeds": 1}, "seeds is 1"),
-        ({"control": "grop"}, "control is 'grop'; choose from one, two"),
+        ({"controls": ["one", "grop"]}, "controls: no row 'grop'; choose from one, two"),
         ({"figures": ["p_acc"]}, "'p_acc'; write SOURCE/NAME, of exam, eval"),
         ({"rows": {"one": "evaluate.py:toy"}, "shared": ""}, "rows.one: that is no configuration"),
         ({"rows": {"one": "grpo.py:tiny stpes=2"}}, "stpes: no such key; did you mean steps"),
@@ -113,7 +113,7 @@ def test_a_mean_of_few_runs_knows_how_few_they_are():
 @pytest.mark.slow
 def test_rows_are_trained_and_examined_once(tmp_path, caplog):
     changes = [
-        *("--config.seeds=2", "--config.control=start", "--config.figures=exam/p_acc,train/loss"),
+        *("--config.seeds=2", "--config.controls=start", "--config.figures=exam/p_acc,train/loss"),
         "--config.shared=steps=2 batch=2 max_completion_length=4 frames=2",
         "--config.exam=evaluate.py:toy full_validation=0 full_test=0 easy_test=0 brief_test=0 "
         "gate_windows=0 gate_clips=0 pairs=6",

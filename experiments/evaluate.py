@@ -105,11 +105,11 @@ def examine(examiner: Examiner, shelf: Shelf, config: dict[str, Any], settings: 
         seed=config["world"],
     )
     figures = {f"gate_{name}": estimate for name, estimate in known.items()}
-    if config["pairs"]:
-        answered, rows = exams.figures(
-            examiner, settings.prompts.system, config["pairs"], seed=config["world"]
-        )
-        figures, table = figures | answered, table + rows
+    counts = {name: config[name] for name in ("pairs", "moments")}
+    answered, rows = exams.figures(
+        examiner, settings.prompts.system, **counts, seed=config["world"]
+    )
+    figures, table = figures | answered, table + rows
     found = candidates(settings, tuple(config["observations"]))
     for level in ("full", "easy", "brief"):
         sets = clip_sets(level, config)

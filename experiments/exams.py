@@ -29,6 +29,7 @@ Frames = tuple[int, ...]
 _Key = tuple[int, str, Frames]
 _ANSWER_TOKENS = 16
 _BRIEF_FRAMES = 8
+_FIRST = 3 * FAR
 _TRANSFORMS = ("flip", "reversal")
 
 
@@ -63,44 +64,52 @@ def of_moments(clips: Sequence[Clip], *, seed: int) -> list[Exam | None]:
 
 
 def figures(
-    examiner: Examiner, system: str, count: int, *, seed: int, split: str = "test"
+    examiner: Examiner, system: str, *, pairs: int, moments: int, seed: int, split: str = "test"
 ) -> tuple[dict[str, Estimate], list[Row]]:
-    """Figures and rows of pairs of questions about `count` clips, and about as many brief moments.
+    """Figures and rows of pairs of questions, about `pairs` clips, and of `moments` brief ones.
 
     p_acc: of pairs about what is dynamic, how often both answers are right (CRPO's P-Acc); i_acc:
     each one. Of those about what is static, static_acc; agreement, how often both are the same.
     brief_acc: about moments, by 8 evenly spaced frames. Clips are numbered from the far end, so
     that they are none of those that scores are measured on.
     """
-    first = 3 * FAR
-    drawn = [make(first + i, seed=seed, split=split) for i in range(count)]
-    both = [pair for i, clip in enumerate(drawn) if (pair := _pair(clip, i, seed))]
-    sides = [exam for pair in both for exam in pair]
-    whole = [(exam, tuple(range(exam.clip.scene.steps))) for exam in sides]
-    said = answered(examiner, system, whole)
-    correct = right(sides, said).reshape(-1, 2)
-    alike = np.array([one == other for one, other in zip(said[::2], said[1::2], strict=True)])
-    dynamic = np.array([pair[0].example.route != "static" for pair in both], bool)
-    brief = [make(first + i, seed=seed, split=split, level="brief", kinds=("recolor",))
-             for i in range(count)]  # fmt: skip
-    asked = [exam for exam in of_moments(brief, seed=seed) if exam]
-    few = [
-        (exam, tuple(uniform_frames(_BRIEF_FRAMES, exam.clip.scene.steps).tolist()))
-        for exam in asked
-    ]
-    values = {
-        "p_acc": correct[dynamic].all(1),
-        "i_acc": correct[dynamic].mean(1),
-        "static_acc": correct[~dynamic].mean(1),
-        "agreement": alike[~dynamic],
-        "brief_acc": right(asked, answered(examiner, system, few)),
-    }
+    values = {}
+    if pairs:
+        drawn = [make(_FIRST + i, seed=seed, split=split) for i in range(pairs)]
+        values |= _of_pairs(examiner, system, drawn, seed)
+    if moments:
+        drawn = [make(_FIRST + i, seed=seed, split=split, level="brief", kinds=("recolor",))
+                 for i in range(moments)]  # fmt: skip
+        asked = [exam for exam in of_moments(drawn, seed=seed) if exam]
+        few = [
+            (exam, tuple(uniform_frames(_BRIEF_FRAMES, exam.clip.scene.steps).tolist()))
+            for exam in asked
+        ]
+        values["brief_acc"] = right(asked, answered(examiner, system, few))
     found = {name: bootstrap(rows.astype(np.float64)) for name, rows in values.items()}
     rows = [
         {"part": "questions", "name": name, "n": estimate.n} | spread({"share": estimate})
         for name, estimate in found.items()
     ]
     return found, rows
+
+
+def _of_pairs(
+    examiner: Examiner, system: str, clips: Sequence[Clip], seed: int
+) -> dict[str, np.ndarray]:
+    both = [pair for i, clip in enumerate(clips) if (pair := _pair(clip, i, seed))]
+    sides = [exam for pair in both for exam in pair]
+    whole = [(exam, tuple(range(exam.clip.scene.steps))) for exam in sides]
+    said = answered(examiner, system, whole)
+    correct = right(sides, said).reshape(-1, 2)
+    alike = np.array([one == other for one, other in zip(said[::2], said[1::2], strict=True)])
+    dynamic = np.array([pair[0].example.route != "static" for pair in both], bool)
+    return {
+        "p_acc": correct[dynamic].all(1),
+        "i_acc": correct[dynamic].mean(1),
+        "static_acc": correct[~dynamic].mean(1),
+        "agreement": alike[~dynamic],
+    }
 
 
 def _pair(clip: Clip, number: int, seed: int) -> tuple[Exam, Exam] | None:

@@ -46,6 +46,7 @@ def get_config(arg: str = "crpo") -> ConfigDict:
         # All begin blind, with what it takes to see. 64 answers a step: 8 to each of 8 questions,
         # views included; or 4 to each of 16, should CRPO's copies be worth no more than new videos.
         config.base = "sft.py:blind"
+        config.exam += " moments=0"
         config.shared = (
             "steps=50 clips=0 learning_rate=5e-4 "
             "tasks=left_right,up_down,size,side,colour,shape,count"
@@ -88,7 +89,7 @@ def get_config(arg: str = "crpo") -> ConfigDict:
         config.shared += " eval_every=60 eval_batches=64"
         config.exam = (
             "evaluate.py:toy full_validation=60 full_test=200 easy_test=0 brief_test=0 pairs=0 "
-            "gate_windows=0 gate_clips=120"
+            "moments=0 gate_windows=0 gate_clips=120"
         )
         config.rows = ConfigDict(
             {

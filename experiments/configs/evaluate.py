@@ -35,10 +35,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.budgets = (4, 8, 16)  # frames of 32
     config.gate_windows, config.gate_clips = 160, 240  # fresh clips of what the model must know
     config.pairs = 300  # of questions about fresh clips and their mirrored or reversed copies
+    config.moments = 300  # brief ones of fresh clips, asked about by 8 of 32 frames
     if arg == "demo":
         config.full_validation = config.full_test = 24
         config.hypotheses = 4
         for name in ("easy_validation", "easy_test", "brief_validation", "brief_test"):
             config[name] = 0
-        config.gate_windows = config.gate_clips = config.pairs = 0
+        config.gate_windows = config.gate_clips = config.pairs = config.moments = 0
     return config

@@ -116,7 +116,7 @@ def test_rows_are_trained_and_examined_once(tmp_path, caplog):
         *("--config.seeds=2", "--config.controls=start", "--config.figures=exam/p_acc,train/loss"),
         "--config.shared=steps=2 batch=2 max_completion_length=4 frames=2",
         "--config.exam=evaluate.py:toy full_validation=0 full_test=0 easy_test=0 brief_test=0 "
-        "gate_windows=0 gate_clips=0 pairs=6",
+        "gate_windows=0 gate_clips=0 pairs=6 moments=0",
     ]
     argv = ["ablate", "--config=ablate.py:strive", f"--out={tmp_path}", *changes]
 

@@ -184,7 +184,8 @@ def few_settings(monkeypatch):
 def _config(**changes):
     config = plain(read_config("evaluate.py:toy"))
     small = {"full_validation": 5, "full_test": 6, "brief_validation": 2, "brief_test": 3}
-    small |= {"easy_validation": 0, "easy_test": 0, "gate_windows": 4, "gate_clips": 4, "pairs": 0}
+    small |= {"easy_validation": 0, "easy_test": 0, "gate_windows": 4, "gate_clips": 4}
+    small |= {"pairs": 0, "moments": 0}
     return config | small | {"budgets": [4]} | changes
 
 
@@ -405,7 +406,7 @@ def examined(monkeypatch):
         return answered(examiner, system, asked)
 
     def figures(answer):
-        found, _ = exams.figures(Knowing(answer), "", 12, seed=0)
+        found, _ = exams.figures(Knowing(answer), "", pairs=12, moments=12, seed=0)
         assert min(found["p_acc"].n, found["agreement"].n) >= 4 and found["brief_acc"].n >= 10
         return {name: estimate.value for name, estimate in found.items()}
 

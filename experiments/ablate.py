@@ -48,9 +48,11 @@ def run(config: dict[str, Any], out: Path, *, command: str) -> int:
 
     rows, base, exam = _read(config)
     take(out, config, free=("seeds", "figures", "controls"))
+    runs = [(name, seed) for seed in range(config["seeds"]) for name in rows]
+    missing = {one for one in runs if not (_folder(out, *one) / _FIGURES).exists()}
     found: dict[tuple[str, int], dict[str, float]] = {}
     with _programs_kept(out / "compiled"):
-        if base is not None:
+        if base is not None and missing:
             log.info("what all rows begin with")
             if train.run(base, out / "base"):
                 return _stopped()
@@ -58,8 +60,8 @@ def run(config: dict[str, Any], out: Path, *, command: str) -> int:
             rows = {name: row | {"model": model} for name, row in rows.items()}
         for seed in range(config["seeds"]):
             for name, row in rows.items():
-                folder = out / name / str(seed)
-                if not (folder / _FIGURES).exists():
+                folder = _folder(out, name, seed)
+                if (name, seed) in missing:
                     number, every = len(found) + 1, len(rows) * config["seeds"]
                     log.info("run %d of %d: %s, seed %d", number, every, name, seed)
                     if not _finished(row | {"seed": seed}, exam, folder):
@@ -67,6 +69,10 @@ def run(config: dict[str, Any], out: Path, *, command: str) -> int:
                 found[name, seed] = json.loads((folder / _FIGURES).read_text(encoding="utf-8"))
             _report(config, list(rows), seed + 1, found, out, command)
     return 0
+
+
+def _folder(out: Path, name: str, seed: int) -> Path:
+    return out / name / str(seed)
 
 
 def _stopped() -> int:

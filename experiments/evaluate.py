@@ -105,9 +105,12 @@ def examine(examiner: Examiner, shelf: Shelf, config: dict[str, Any], settings: 
         seed=config["world"],
     )
     figures = {f"gate_{name}": estimate for name, estimate in known.items()}
-    counts = {name: config[name] for name in ("pairs", "moments")}
     answered, rows = exams.figures(
-        examiner, settings.prompts.system, **counts, seed=config["world"]
+        examiner,
+        settings.prompts.system,
+        pairs=config["pairs"],
+        moments=config["moments"],
+        seed=config["world"],
     )
     figures, table = figures | answered, table + rows
     found = candidates(settings, tuple(config["observations"]))

@@ -110,6 +110,7 @@ def examine(examiner: Examiner, shelf: Shelf, config: dict[str, Any], settings: 
         settings.prompts.system,
         pairs=config["pairs"],
         moments=config["moments"],
+        kinds=config["moment_kinds"],
         seed=config["world"],
     )
     figures, table = figures | answered, table + rows
@@ -155,11 +156,17 @@ def clip_sets(level: str, config: dict[str, Any]) -> dict[str, ClipSet]:
 
 
 def check(config: dict[str, Any], options: Options) -> None:
-    """Raises UsageError for settings that the records can't serve."""
+    """Raises UsageError for settings that the records or the examinations can't serve."""
+    from data.toyworld import BRIEF
+
     settings = options.settings
     if settings.history != "none" or settings.jitter:
         raise UsageError("--config: the toy world is evaluated with history none and no jitter")
     if settings.caption_tokens == 0:
         raise UsageError("--config.caption_tokens is 0; the model's own caption is a baseline")
-    if wrong := [name for name in config["observations"] if name not in ("frame", "pair")]:
-        raise UsageError(f"--config.observations has {wrong[0]!r}; choose from frame, pair")
+    if not config["moment_kinds"]:
+        raise UsageError("--config.moment_kinds is empty; set moments=0 to ask about none")
+    for key, possible in (("observations", ("frame", "pair")), ("moment_kinds", BRIEF)):
+        if wrong := [name for name in config[key] if name not in possible]:
+            names = ", ".join(possible)
+            raise UsageError(f"--config.{key} has {wrong[0]!r}; choose from {names}")

@@ -64,9 +64,17 @@ def of_moments(clips: Sequence[Clip], *, seed: int) -> list[Exam | None]:
 
 
 def figures(
-    examiner: Examiner, system: str, *, pairs: int, moments: int, seed: int, split: str = "test"
+    examiner: Examiner,
+    system: str,
+    *,
+    pairs: int,
+    moments: int,
+    kinds: Sequence[str],
+    seed: int,
+    split: str = "test",
 ) -> tuple[dict[str, Estimate], list[Row]]:
-    """Figures and rows of pairs of questions, about `pairs` clips, and of `moments` brief ones.
+    """Figures and rows of pairs of questions, about `pairs` clips, and of `moments` brief ones, at
+    which something of these kinds happens.
 
     p_acc: of pairs about what is dynamic, how often both answers are right (CRPO's P-Acc); i_acc:
     each one. Of those about what is static, static_acc; agreement, how often both are the same.
@@ -78,7 +86,7 @@ def figures(
         drawn = [make(_FIRST + i, seed=seed, split=split) for i in range(pairs)]
         values |= _of_pairs(examiner, system, drawn, seed)
     if moments:
-        drawn = [make(_FIRST + i, seed=seed, split=split, level="brief", kinds=("recolor",))
+        drawn = [make(_FIRST + i, seed=seed, split=split, level="brief", kinds=tuple(kinds))
                  for i in range(moments)]  # fmt: skip
         asked = [exam for exam in of_moments(drawn, seed=seed) if exam]
         few = [

@@ -36,6 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.gate_windows, config.gate_clips = 160, 240  # fresh clips of what the model must know
     config.pairs = 300  # of questions about fresh clips and their mirrored or reversed copies
     config.moments = 300  # brief ones of fresh clips, asked about by 8 of 32 frames
+    config.moment_kinds = ("recolor",)  # what happens at them: vanish, recolor, split, morph
     if arg == "demo":
         config.full_validation = config.full_test = 24
         config.hypotheses = 4

@@ -30,15 +30,15 @@ def test_every_mode_is_of_runs_at_equal_answers(mode):
     config = plain(read_config(f"ablate.py:{mode}"))
     rows, base, exam = ablate._read(config)
     assert exam["dataset"] == "toy"
-    assert (base is not None) == (mode == "crpo")
-    asked = {}
+    assert (base is not None) == (mode != "spike_rl")
+    asked, steps = {}, {"crpo": 50, "strive": 100, "spike_rl": 60}[mode]
     for name, row in rows.items():
         views = {"counterfactual": 2, "importance": 2}.get(row["views"], 1)
         watched = row["views"] in ("shuffled", "backwards")
         asked[name] = views * row["num_generations"] + watched * row["watched_generations"]
         asked[name] *= row["batch"]
         untrained = row["learning_rate"] == 0
-        assert row["steps"] == (1 if untrained else 50 if base else 60)
+        assert row["steps"] == (1 if untrained else steps)
     assert len({count for name, count in asked.items() if name not in ("start", "spike")}) == 1
 
 

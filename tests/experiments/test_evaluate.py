@@ -14,7 +14,7 @@ from data.toyquestions import answer_text, prompt, questions
 from data.toyscene import EVENTS, expected
 from data.toytasks import CAPTION_REQUEST
 from data.toywords import caption, clauses, description, sentence, statements
-from data.toyworld import make
+from data.toyworld import BRIEF, make
 from data.types import Example
 from experiments import annotated, budget, candidates, evaluate, exams, gates, localise, recording
 from experiments.arguments import plain, read_config
@@ -396,17 +396,26 @@ class Knowing:
         return found
 
 
+OF_KIND = {"recolor": "colour", "morph": "shape"}  # what is asked of such a moment; or its name
+
+
 @pytest.fixture
 def examined(monkeypatch):
     """Figures of who answers as a function of the exam and the frames shown does."""
     answered = exams.answered
 
+    tasks = set()
+
     def knowing(examiner, system, asked):
         examiner.knows([exam for exam, _ in asked])
+        tasks.update(exam.example.task for exam, _ in asked)
         return answered(examiner, system, asked)
 
-    def figures(answer):
-        found, _ = exams.figures(Knowing(answer), "", pairs=12, moments=12, seed=0)
+    def figures(answer, kinds=("recolor",)):
+        tasks.clear()
+        found, _ = exams.figures(Knowing(answer), "", pairs=12, moments=12, kinds=kinds, seed=0)
+        about = {f"brief_{OF_KIND.get(kind, kind)}" for kind in kinds}
+        assert {task for task in tasks if task.startswith("brief_")} == about
         assert min(found["p_acc"].n, found["agreement"].n) >= 4 and found["brief_acc"].n >= 10
         return {name: estimate.value for name, estimate in found.items()}
 
@@ -425,7 +434,7 @@ def test_pairs_tell_who_looks_at_the_video(examined):
         brief = exam.example.task.startswith("brief_")
         return truth(exam, window) if not brief or exam.seen(window) else "no idea"
 
-    assert set(examined(truth).values()) == {1.0}
+    assert set(examined(truth).values()) == {1.0} == set(examined(truth, BRIEF).values())
     found = examined(always_the_same)
     assert found["p_acc"] == 0 < found["i_acc"] <= 0.5 and found["agreement"] == 1
     found = examined(of_what_is_shown)
@@ -610,6 +619,7 @@ def test_wrong_calls_say_what_is_wrong(tmp_path, capsys):
     for flag, message in (
         ("history=captions", "history none"),
         ("observations=two", "frame, pair"),
+        ("moment_kinds=jump", "vanish, recolor, split, morph"),
     ):
         assert main([*toy, f"--config.{flag}"]) == 2
         assert message in capsys.readouterr().err

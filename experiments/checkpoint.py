@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +53,15 @@ class Checkpoints:
     """The checkpoints of a training run, written while it goes on; the last `keep` stay.
 
     So does the one at which an evaluation has found the highest figure of the name `best`.
+
+    What can't be written is an OSError, when the next one is saved or at the end; those before stay.
     """
 
     def __init__(self, directory: Path, *, keep: int, best: str = ""):
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-        self._best = best
+        self._best, self._directory = best, directory.resolve()
         kept: dict[str, Any] = {"max_to_keep": keep}
         if best:
             highest = BestN(get_metric_fn=self._figure, n=1, keep_checkpoints_without_metrics=False)
@@ -66,13 +70,14 @@ class Checkpoints:
                 "preservation_policy": AnyPreservationPolicy([LatestN(keep), highest]),
             }
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=True, **kept)
-        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()  # after the one being written
+        with self._written():
+            self._manager.close()  # after the one being written
 
     def save(self, step: int, state: Any, figures: Mapping[str, float] | None = None) -> None:
         """Keeps a pytree of arrays, once a step; returns when they have been copied.
@@ -88,7 +93,8 @@ class Checkpoints:
             figure = (figures or {}).get(self._best, math.nan)
             metrics = {self._best: figure} if math.isfinite(figure) else {}
         args = ocp.args.StandardSave(_flat(state))
-        self._manager.save(step, args=args, metrics=metrics, force=True)
+        with self._written():
+            self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def latest(self, state: Any) -> Any:
         """The state kept last, shaped and placed as `state` is; `state` where none was kept."""
@@ -98,8 +104,21 @@ class Checkpoints:
         """The state with the highest figure; `state` where nobody asks for one."""
         if not self._best:
             return state
-        self._manager.wait_until_finished()
+        with self._written():
+            self._manager.wait_until_finished()
         return self._restored(self._manager.best_step(), state)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Tells an OSError from the others that Orbax has for it."""
+        try:
+            yield
+        except ValueError as error:
+            reason = re.search(r"([^:]*) \[os_error_code=", str(error))
+            if reason is None:
+                raise
+            told = f"{self._directory}: no checkpoint can be written:{reason[1]}"
+            raise OSError(told) from error
 
     def _figure(self, metrics: Mapping[str, float]) -> float:
         return metrics.get(self._best, -math.inf)

@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"saccade: no command {name!r}; choose from {', '.join(COMMANDS)}\n")
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("jax", "absl", "orbax", "httpx"):
+    for chatty in ("jax", "orbax", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors, which it raises as well
     try:
         return importlib.import_module(f"experiments.{name}").main(rest)
     except UsageError as error:

@@ -159,7 +159,7 @@ def _taken_up(out: Path, step: int) -> list[dict[str, Any]]:
     path = out / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    path.write_text("".join(f"{line}\n" for line in kept))
+    write(path, "".join(f"{line}\n" for line in kept))
     for file in (out / "completions").glob("*.parquet"):
         if file.stem.isdigit() and int(file.stem) > step:
             file.unlink()

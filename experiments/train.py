@@ -45,6 +45,14 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: dict[str, Any], out: Path, *, dry_run: bool = False) -> int:
     """Trains to config["steps"] and exports the model; 0, or 1 where it had to stop before."""
+    try:
+        return _trained(config, out, dry_run=dry_run)
+    except OSError as error:  # a full disk, most of all
+        log.error("%s; what was kept before stays, and the same command goes on from there", error)
+        return 1
+
+
+def _trained(config: dict[str, Any], out: Path, *, dry_run: bool) -> int:
     import jax
 
     import vlm

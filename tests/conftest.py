@@ -1,6 +1,8 @@
 """Test-wide switches, set before jax is imported anywhere."""
 
 import os
+import resource
+from contextlib import contextmanager
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices of one CPU; and LLVM told not to try hard, for tests compile more than they compute.
@@ -12,6 +14,23 @@ os.environ.setdefault(
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file takes more than so many bytes, which the system makes sure of."""
+
+    @contextmanager
+    def full(limit):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full

@@ -345,6 +345,7 @@ def save_weights(model: Model, directory: str | Path, *, shard_bytes: int = SHAR
     """Writes safetensors under the hub's names, with an index where one file is not enough.
 
     Safetensors of a model saved there before are removed: readers would mix them with the new.
+    Raises OSError for what can't be written.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -367,7 +368,10 @@ def save_weights(model: Model, directory: str | Path, *, shard_bytes: int = SHAR
     mask = os.umask(0)
     os.umask(mask)
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, directory / name, metadata={"format": "pt"})
+        try:
+            save_file(shard, directory / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # all that may go wrong here is the disk
+            raise OSError(f"{directory / name}: {error}") from error
         (directory / name).chmod(0o666 & ~mask)  # as any new file; it is its owner's alone by now
     if len(shards) > 1:
         where = {

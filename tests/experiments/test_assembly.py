@@ -206,6 +206,23 @@ def test_the_best_is_kept_beside_the_last(tmp_path):
         assert checkpoints.best(state) is state
 
 
+@pytest.mark.filterwarnings("ignore")  # of threads of Orbax that end by the error
+def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, full_disk):
+    def state(value):
+        return {"w": np.random.default_rng(value).normal(size=10_000)}
+
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(1, state(1))
+    told = pytest.raises(OSError, match="no checkpoint can be written: File too large")
+    with full_disk(20_000), told, Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(2, state(2))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        np.testing.assert_array_equal(checkpoints.latest(state(0))["w"], state(1)["w"])
+        checkpoints.save(2, state(2))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        np.testing.assert_array_equal(checkpoints.latest(state(0))["w"], state(2)["w"])
+
+
 def test_recomputing_activations_saves_memory():
     needed = []
     for remat in (False, True):

@@ -145,6 +145,21 @@ def test_a_reward_that_fails_loses_nothing(tmp_path, model, caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of threads of Orbax that end by the error
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, model, caplog, full_disk):
+    interrupted(monkeypatch, model, "grpo", tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    with full_disk(20_000):  # enough for metrics, not for a checkpoint
+        assert train.run(config(model, "grpo"), tmp_path / "run") == 1
+    assert "no checkpoint can be written: File too large; what was kept" in caplog.text
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:2] == before[:2]
+    assert train.run(config(model, "grpo"), tmp_path / "run") == 0
+    assert train.run(config(model, "grpo"), tmp_path / "whole") == 0
+    assert read(tmp_path / "run") == read(tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_groups_without_signal_are_explained(tmp_path, model, caplog):
     file = tmp_path / "mine.py"
     file.write_text("def flat(prompts, completions, **columns):\n    return [1] * len(prompts)\n")

@@ -116,6 +116,11 @@ def test_a_second_save_leaves_nothing_of_the_first(limits, tmp_path):
     assert (tmp_path / "notes.safetensors.txt").exists()
 
 
+def test_a_full_disk_is_told(model, tmp_path, full_disk):
+    with full_disk(10_000), pytest.raises(OSError, match=r"model\.safetensors: .* too large"):
+        save_weights(model, tmp_path)
+
+
 def test_a_model_can_be_saved_over_the_files_it_came_from(saved, model):
     directory, _ = saved
     save_weights(load_weights(directory, CONFIG, dtype=jnp.float32), directory)

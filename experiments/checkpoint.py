@@ -54,7 +54,7 @@ class Checkpoints:
 
     So does the one at which an evaluation has found the highest figure of the name `best`.
 
-    What can't be written is an OSError, when the next one is saved or at the end; those before stay.
+    One that can't be written is an OSError when the next is saved or at the end; others stay.
     """
 
     def __init__(self, directory: Path, *, keep: int, best: str = ""):

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,14 @@ def write_results(out: Path, command: str, *, settings: dict, figures: dict, tab
 
 
 def hardware() -> str:
-    """The devices that jax uses, and the host's cores."""
+    """The devices that jax uses, and the host's cores and what they are."""
     import jax
 
-    devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind}, host with {os.cpu_count()} cores"
+    devices, cpu = jax.devices(), platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration):  # the name, where Linux tells it
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line for line in lines if line.startswith("model name")).partition(": ")[2]
+    return f"{len(devices)} x {devices[0].device_kind}, host with {os.cpu_count()} cores ({cpu})"
 
 
 def _commit() -> str:

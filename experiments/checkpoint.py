@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from experiments.arguments import UsageError
 from vlm import VLM
 from vlm.loading import describe, described
 from vlm.weights import abstract_model
@@ -70,7 +71,9 @@ class Checkpoints:
                 "preservation_policy": AnyPreservationPolicy([LatestN(keep), highest]),
             }
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=True, **kept)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -97,7 +100,10 @@ class Checkpoints:
             self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def latest(self, state: Any) -> Any:
-        """The state kept last, shaped and placed as `state` is; `state` where none was kept."""
+        """The state kept last, placed as `state` is; `state` where none was kept.
+
+        Raises UsageError where what was kept has other leaves or shapes.
+        """
         return self._restored(self._manager.latest_step(), state)
 
     def best(self, state: Any) -> Any:
@@ -129,8 +135,21 @@ class Checkpoints:
         if step is None:
             return state
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _flat(state))
+        self._check(step, wanted)
         kept = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
         return jax.tree.unflatten(jax.tree.structure(state), kept.values())
+
+    def _check(self, step: int, wanted: Mapping[str, Any]) -> None:
+        kept = self._manager.item_metadata(step)
+        here, there = ({name: tuple(leaf.shape) for name, leaf in tree.items()}
+                       for tree in (wanted, kept))  # fmt: skip
+        if different := sorted(here.items() ^ there.items()):
+            name, _ = different[0]
+            raise UsageError(
+                f"{self._directory / str(step)} is of another model: {name} is "
+                f"{there.get(name, 'missing')} there and {here.get(name, 'missing')} here; "
+                "choose another --out, or remove this one"
+            )
 
 
 def _flat(tree: Any) -> dict[str, Any]:

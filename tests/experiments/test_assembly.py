@@ -206,6 +206,19 @@ def test_the_best_is_kept_beside_the_last(tmp_path):
         assert checkpoints.best(state) is state
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.latest(None) is None
+        checkpoints.save(1, {"v": np.zeros(2), "w": np.zeros(3)})
+    for other, told in (
+        ({"v": np.zeros(2), "w": np.zeros(4)}, r"\['w'\] is \(3,\) there and \(4,\) here"),
+        ({"v": np.zeros(2)}, r"\['w'\] is \(3,\) there and missing here"),
+    ):
+        wrong = pytest.raises(UsageError, match=rf"another model: .*{told}; choose another")
+        with Checkpoints(tmp_path, keep=1) as checkpoints, wrong:
+            checkpoints.latest(other)
+
+
 @pytest.mark.filterwarnings("ignore")  # of threads of Orbax that end by the error
 def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, full_disk):
     def state(value):

@@ -56,7 +56,9 @@ def annotated(
     ):
         for example, trace in _joined(examples, folder):
             source = Source(example.video, example.id)
-            if trace is not None:
+            if trace is not None and len(trace.steps) < 2:
+                folder.fail(source, "trace", "its trace has one step, which observes nothing")
+            elif trace is not None:
                 try:
                     scores.append(_scores(example, trace, decoder, config["pixel_height"]))
                     videos.append(_video(example, trace, oops=config["dataset"] == "oops"))
@@ -158,7 +160,7 @@ def _scores(example: Example, trace: Trace, decoder: Decoder, height: int) -> di
     count, seed = len(frames), sum(example.id.encode("utf-8", "surrogatepass"))
     found |= {"random": random_scores(count, seed=seed), "always the middle": centre_scores(count)}
     for values in found.values():
-        values[:1] = values[1:].min(initial=np.inf)
+        values[:1] = values[1:].min()
     return found
 
 

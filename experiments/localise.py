@@ -54,7 +54,11 @@ class Video:
 
 
 def videos(records: Records) -> list[Video]:
-    """The truth of recorded clips. An event that is undone after a moment has a length."""
+    """The truth of recorded clips. An event that is undone after a moment has a length.
+
+    A moment is the first step that shows the change, which fell into the segment that ends there: a
+    window begins with that segment, and ends before that of what undid it.
+    """
     found = []
     for line in records.lines:
         moments = [step / FPS for step in line["moments"]]
@@ -62,7 +66,7 @@ def videos(records: Records) -> list[Video]:
             Video(
                 seconds=np.array(line["seconds"]),
                 events=tuple((at, at) for at in moments),
-                windows=((moments[0], moments[-1]),),
+                windows=((moments[0] - 1 / FPS, moments[-1] - 1 / FPS),),
                 length=len(line["seconds"]) / FPS,
                 kind=line["kind"],
             )
@@ -89,13 +93,13 @@ def metrics(
 ) -> dict[str, Estimate]:
     """Every metric of one score over videos, scores [K] each; `deltas` names seconds.
 
-    IoU and coverage ask for scores above zero, which log-likelihood ratios need not be: they are
-    taken above the video's lowest.
+    IoU and coverage ask for scores from zero up, which log-likelihood ratios need not be: where a
+    video's lowest is below zero, they are taken above that.
     """
     values: dict[str, list[float]] = {}
     for row, video in zip(scores, truth, strict=True):
         one = {name: hit(row, video.seconds, video.events, delta=d) for name, d in deltas.items()}
-        above = row - row.min()
+        above = row - min(row.min(), 0)
         lax = released_truth(video.seconds, video.events, length=video.length, oops=video.oops)
         one["spearman"] = spearman(row[1:], video.truth[1:].astype(int))
         one["iou"] = iou(above, video.seconds, video.windows)

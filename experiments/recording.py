@@ -198,7 +198,7 @@ def record(examiner: Examiner, settings: Settings, clips: Sequence[Clip]) -> lis
         own = asked[start : (start := start + clip.scene.steps - 1)]
         lines.append(
             {
-                **_truth(clip),
+                **truth(clip),
                 **{name: [row[name] for row in own] for name in own[0]},
                 "moment": moment,
                 "pixels": {
@@ -220,7 +220,8 @@ def fingerprint(model: nnx.Module) -> str:
     return digest.hexdigest()
 
 
-def _truth(clip: Clip) -> dict[str, Any]:
+def truth(clip: Clip) -> dict[str, Any]:
+    """What a record of a clip says of the clip itself."""
     scene = clip.scene
     return {
         "id": scene.id,

@@ -83,6 +83,7 @@ def score(videos: Sequence[sources.Source], folder: Folder, options: Options, mo
     """Traces of videos, each kept in the folder as soon as it is done, or listed as failed."""
     from experiments.flow import Ahead, Flow, read
     from experiments.viewer import Viewer
+    from vlm.loading import BUNDLED
 
     settings = options.settings
     # Without a history the steps of a video go side by side; with one, only videos do.
@@ -90,6 +91,8 @@ def score(videos: Sequence[sources.Source], folder: Folder, options: Options, mo
     vlm, driver = options.load(model, chains=chains)
     if not vlm.trained:
         log.warning(UNTRAINED)
+    elif model in BUNDLED and settings.observation != "pair":
+        log.warning("%s has been taught steps as --config=score.py:toy shows them", model)
     batch = min(options.batch * driver.replicas, chains)
     viewer = Viewer(vlm, batch=batch, driver=driver)
     with (

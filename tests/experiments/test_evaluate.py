@@ -501,8 +501,19 @@ def test_metrics_by_hand():
     assert found["acc"].value == 1 and found["iou"].value == pytest.approx(0.5 / 1.5)
     assert found["released_coverage"].value == 1 and found["released_acc"].value == 1
     assert found["auroc"].value == 1  # steps 2 to 4 against step 1
+    for raised in (np.array([0.5, 0.6, 0.9, 1.0, 0.55]), scores[0] - 2):  # as is; above the lowest
+        assert localise.metrics([raised], [video], {})["iou"].value == found["iou"].value
     moments = replace(video, windows=((1.0, 1.0),))
     assert np.isnan(localise.metrics(scores, [moments], {"acc": 0.0})["iou"].value)
+
+
+def test_a_window_of_the_toy_world_is_the_frames_that_show_the_event():
+    clip = make(3, split="test", level="brief", kinds=("recolor",))
+    colours = clip.scene.colour[clip.scene.events[0].object]
+    shown = (colours != colours[0]).astype(float)
+    [video] = localise.videos(Records([recording.truth(clip)]))
+    assert 0 < shown.sum() < 8
+    assert localise.metrics([shown], [video], {})["iou"].value == pytest.approx(1)
 
 
 def test_records_are_what_scoring_would_have_seen(few_settings):
@@ -533,10 +544,10 @@ def test_records_are_what_scoring_would_have_seen(few_settings):
 
 @pytest.fixture(scope="module")
 def oops(tmp_path_factory):
-    """Three clips with transition times; one file is broken, one has no trace."""
+    """Clips with transition times: one file broken, one without a trace, one of a single step."""
     folder = tmp_path_factory.mktemp("oops")
     times, traces = {}, []
-    for name, level in (("a", 40), ("b", 200), ("broken", 90), ("untraced", 10)):
+    for name, level in (("a", 40), ("b", 200), ("broken", 90), ("untraced", 10), ("single", 60)):
         frames = np.full((8, 32, 48, 3), level, np.uint8)
         frames[5:, 8:24, 8:24] = 255 - level
         path = folder / f"{name}.mp4"
@@ -547,7 +558,7 @@ def oops(tmp_path_factory):
         kl = [0, 0.1, 0.2, 0.1, 0.3, 2.0, 0.1, 0.1] if name != "b" else [0, 3, *[0] * 6]
         steps = tuple(
             Step(frame=i, seconds=i / 4, posterior_nll=(), kl=float(s), score=float(s))
-            for i, s in enumerate(kl)
+            for i, s in enumerate(kl if name != "single" else kl[:1])
         )
         trace = Trace(str(path), f"hash-{name}", 4.0, 8, 2.0, 48, 32, "m", {"score": "kl"}, steps)
         if name != "untraced":
@@ -579,7 +590,8 @@ def test_traces_against_annotations(oops, tmp_path):
     assert {"random", "always the middle", "evidence"} < set(rows)
     failures = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
     assert sorted((line["id"], line["stage"]) for line in failures) == [
-        (f"{oops / 'trace.jsonl'}:4", "trace"), ("broken", "open"), ("untraced", "trace"),
+        (f"{oops / 'trace.jsonl'}:5", "trace"), ("broken", "open"), ("single", "trace"),
+        ("untraced", "trace"),
     ]  # fmt: skip
     assert "| difference " in (tmp_path / "table.md").read_text()
     assert result["command"].startswith("saccade evaluate") and result["hardware"]

@@ -149,7 +149,7 @@ class Metrics:
             pace += f", {means['videos_per_hour']:.0f} videos/h"
         log.info(
             "[%d/%d] loss %.3f; %s; %s, %s left",
-            self._step, self._steps, means["loss"], told, pace,
+            self._step, self._steps, means.get("loss", float("nan")), told, pace,
             _duration((self._steps - self._step) / rate),
         )  # fmt: skip
 

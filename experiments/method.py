@@ -139,7 +139,9 @@ class Method:
         if config["advantage"] == "share":
             rows = rows + self._own(rollouts, rewards)
         scored = (rl.logprobs, prompts, samples.tokens, mask)
-        how = {"temperature": self.objective.temperature, "unroll": config["unroll"]}
+        # As the update computes its own: in the same graph, ratios begin at 1 exactly.
+        how = {"temperature": self.objective.temperature}
+        how |= {name: config[name] for name in ("unroll", "remat")}
         behaviour = reference = None
         if self.updates > 1:  # else the update's own are those of the policy that sampled
             behaviour = run.fetch(run(*scored, **how))

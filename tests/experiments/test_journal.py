@@ -99,9 +99,11 @@ def test_a_line_holds_means_over_its_steps(tmp_path, caplog):
     metrics.write(2)
     metrics.add({"loss": 7.0, "kl": np.nan})
     metrics.write(3)
+    metrics.add({"loss": np.float32(np.nan), "skipped": 1.0})
+    metrics.write(4)
     metrics.close()
     first = {"step": 2, "loss": 2.0, "kl": 0.5, "reward": 0.25, "skipped": 1.0}
-    assert lines(tmp_path) == [first, {"step": 3, "loss": 7.0}]
+    assert lines(tmp_path) == [first, {"step": 3, "loss": 7.0}, {"step": 4, "skipped": 1.0}]
     assert "100 % of the updates had no finite gradient" in caplog.text
     assert not (tmp_path / "completions").exists()
 

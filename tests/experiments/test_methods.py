@@ -209,3 +209,17 @@ def test_reward_rises(tmp_path, model):
     assert train.run(config(model, "grpo", *changes), tmp_path / "run") == 0
     rewards = [line["reward"] for line in read(tmp_path / "run").values()]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.1
+
+
+@pytest.mark.slow
+def test_old_logprobs_are_of_the_graph_that_updates(tmp_path):
+    """Under remat and bfloat16 too: at no learning rate no ratio leaves GSPO's narrow clip."""
+    file = tmp_path / "mine.py"
+    file.write_text(REWARD.format(bad=0))
+    changes = ("--config.remat=True", "--config.compute_dtype=bfloat16", "--config.steps=2",
+               "--config.num_generations=8", "--config.learning_rate=0.0",
+               "--config.num_minibatches=1", "--config.num_iterations=2",
+               f"--config.rewards={file}:varied")  # fmt: skip
+    train.run(config("tiny", "gspo", *changes), tmp_path / "run")
+    for line in read(tmp_path / "run").values():
+        assert line["reward_std"] > 0 and line["clip_ratio/region_mean"] == 0
